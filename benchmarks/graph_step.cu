@@ -1,0 +1,175 @@
+// Times the kernels alone, as nodes of a CUDA graph, without XLA around them.
+//
+//     python benchmarks/source_tokens.py tokens.bin 400000
+//     nvcc -std=c++17 -O3 -arch=native -I ffi benchmarks/graph_step.cu ffi/automaton.cu -o graph_step
+//     ./graph_step tokens.bin
+//
+// Every slot replays another stretch of the tokens, just short of its capacity: a step appends m
+// tokens and drafts 8 more. `graph` is the time per step of graphs of 100 steps. The other columns
+// come from single steps between two events, an empty kernel's time (also shown) subtracted.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+constexpr int kDraft = 8;
+constexpr int kGraphSteps = 100;
+constexpr int kGraphs = 8;
+constexpr int kSingleSteps = 2000;
+constexpr int kStride = 4096;
+
+#define CHECK(call)                                                                   \
+  do {                                                                                \
+    const cudaError_t error = (call);                                                 \
+    if (error != cudaSuccess) {                                                       \
+      std::fprintf(stderr, "%s: %s\n", #call, cudaGetErrorString(error));             \
+      std::exit(1);                                                                   \
+    }                                                                                 \
+  } while (0)
+
+template <class T>
+T* device_zeros(int64_t count) {
+  T* data;
+  CHECK(cudaMalloc(&data, count * sizeof(T)));
+  CHECK(cudaMemset(data, 0, count * sizeof(T)));
+  return data;
+}
+
+template <class T>
+T* to_device(const std::vector<T>& host) {
+  T* data = device_zeros<T>(host.size());
+  CHECK(cudaMemcpy(data, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+  return data;
+}
+
+__global__ void empty() {}
+
+// Tokens by step: texts[step][slot][accepted].
+std::vector<int32_t> step_tokens(const std::vector<int32_t>& tokens, int slots, int begin,
+                                 int accepted, int steps) {
+  std::vector<int32_t> out;
+  for (int step = 0; step < steps; ++step) {
+    for (int slot = 0; slot < slots; ++slot) {
+      for (int i = 0; i < accepted; ++i) {
+        out.push_back(tokens[slot % 64 * kStride + begin + step * accepted + i]);
+      }
+    }
+  }
+  return out;
+}
+
+float milliseconds(cudaEvent_t begin, cudaEvent_t end) {
+  float ms;
+  CHECK(cudaEventElapsedTime(&ms, begin, end));
+  return ms;
+}
+
+void measure(const std::vector<int32_t>& tokens, int slots, int context, int accepted) {
+  using namespace jax_sa;
+  const int entries = 5 * context / 2 + 2;
+  State state{device_zeros<int32_t>(slots),
+              device_zeros<int32_t>(slots),
+              device_zeros<int32_t>(slots),
+              device_zeros<Suffix>(int64_t{slots} * kWindow),
+              device_zeros<int32_t>(int64_t{slots} * context),
+              device_zeros<Node>(int64_t{slots} * context * 2),
+              device_zeros<Clone>(int64_t{slots} * context),
+              device_zeros<int32_t>(int64_t{slots} * context * 2),
+              device_zeros<Edge>(int64_t{slots} * entries),
+              slots,
+              context,
+              entries};
+  const int steps = (kGraphs + 1) * kGraphSteps + kSingleSteps;
+  const int prefill = context - steps * accepted;
+  cudaStream_t stream;
+  CHECK(cudaStreamCreate(&stream));
+  cudaEvent_t begin, end;
+  CHECK(cudaEventCreate(&begin));
+  CHECK(cudaEventCreate(&end));
+
+  int32_t* prompt = to_device(step_tokens(tokens, slots, 0, prefill, 1));
+  int32_t* prompt_lengths = to_device(std::vector<int32_t>(slots, prefill));
+  CHECK(cudaEventRecord(begin, stream));
+  CHECK(launch(Extend{state, {nullptr, slots}, {prompt, prompt_lengths, prefill}}, stream));
+  CHECK(cudaEventRecord(end, stream));
+  CHECK(cudaStreamSynchronize(stream));
+  const float prefill_ms = milliseconds(begin, end);
+
+  int32_t* texts = to_device(step_tokens(tokens, slots, prefill, accepted, steps));
+  int32_t* lengths = to_device(std::vector<int32_t>(slots, accepted));
+  const Drafts drafts{device_zeros<int32_t>(slots * kDraft), device_zeros<int32_t>(slots),
+                      device_zeros<int32_t>(slots), device_zeros<int32_t>(slots), kDraft};
+  const auto step = [&](int i) {
+    const Text text{texts + int64_t{i} * slots * accepted, lengths, accepted};
+    CHECK(launch(ExtendLookup{state, {nullptr, slots}, text, {1, 1 << 30, true, true, 1e30}, drafts},
+                 stream));
+  };
+
+  int done = 0;
+  std::vector<float> graph_us;
+  for (int g = 0; g <= kGraphs; ++g, done += kGraphSteps) {
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < kGraphSteps; ++i) step(done + i);
+    CHECK(cudaStreamEndCapture(stream, &graph));
+    CHECK(cudaGraphInstantiate(&executable, graph, 0));
+    CHECK(cudaGraphUpload(executable, stream));
+    CHECK(cudaEventRecord(begin, stream));
+    CHECK(cudaGraphLaunch(executable, stream));
+    CHECK(cudaEventRecord(end, stream));
+    CHECK(cudaStreamSynchronize(stream));
+    if (g > 0) graph_us.push_back(milliseconds(begin, end) * 1e3f / kGraphSteps);
+  }
+  std::sort(graph_us.begin(), graph_us.end());
+
+  const auto singles = [&](auto run) {
+    std::vector<cudaEvent_t> events(kSingleSteps + 1);
+    for (cudaEvent_t& event : events) CHECK(cudaEventCreate(&event));
+    CHECK(cudaEventRecord(events[0], stream));
+    for (int i = 0; i < kSingleSteps; ++i) {
+      run(i);
+      CHECK(cudaEventRecord(events[i + 1], stream));
+    }
+    CHECK(cudaStreamSynchronize(stream));
+    std::vector<float> us;
+    for (int i = 0; i < kSingleSteps; ++i) us.push_back(milliseconds(events[i], events[i + 1]) * 1e3f);
+    std::sort(us.begin(), us.end());
+    return us;
+  };
+  const float base = singles([&](int) { empty<<<1, 32, 0, stream>>>(); })[kSingleSteps / 2];
+  const std::vector<float> us = singles([&](int i) { step(done + i); });
+
+  int32_t length, status;
+  CHECK(cudaMemcpy(&length, state.length, 4, cudaMemcpyDeviceToHost));
+  CHECK(cudaMemcpy(&status, state.status, 4, cudaMemcpyDeviceToHost));
+  if (length != context || status != 0) std::exit(2);
+  std::printf("%5d %7d %3d | %6.2f | %6.2f %6.2f %6.2f %6.2f (empty %.2f) | %7.1f %5.2f\n", slots,
+              context, accepted, graph_us[graph_us.size() / 2], us[kSingleSteps / 2] - base,
+              us[kSingleSteps * 99 / 100] - base, us[kSingleSteps * 999 / 1000] - base,
+              us.back() - base, base, prefill_ms, prefill_ms * 1e3 / prefill);
+  std::fflush(stdout);
+  CHECK(cudaDeviceReset());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::FILE* file = argc > 1 ? std::fopen(argv[1], "rb") : nullptr;
+  if (file == nullptr) {
+    std::fprintf(stderr, "usage: graph_step TOKENS.bin\n");
+    return 2;
+  }
+  std::vector<int32_t> tokens(1 << 22);
+  tokens.resize(std::fread(tokens.data(), 4, tokens.size(), file));
+  std::printf("slots context m | graph | single p50 p99 p99.9 max | prefill ms, us a token\n");
+  for (const int context : {32768, 131072}) {
+    for (const int slots : {1, 64, 256}) {
+      for (const int accepted : {1, 4}) measure(tokens, slots, context, accepted);
+    }
+  }
+}

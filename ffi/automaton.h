@@ -1,0 +1,255 @@
+// The suffix automaton of one slot as a warp works on it: append a token, find the longest suffix
+// that occurred before.
+//
+// The textbook construction (Blumer et al. 1985) walks the suffix links of the last node one
+// dependent load at a time. Here the nodes on that path, the text's repeated suffixes from the
+// longest to the root, sit in the lanes of a warp: the first kWindow of them, the window. All are
+// probed for the new token at once, and the path of the longer text needs no further load, because
+// its suffixes are exactly the old ones extended by the token: it is the distinct targets of those
+// probes, followed by the root. For the same reason a target on it is one token longer than the
+// lane that leads to it, so lengths are never loaded either.
+#pragma once
+
+#include <cstdint>
+
+#include "slot.h"
+
+namespace jax_sa {
+
+struct Match {
+  int32_t length;  // of the suffix; 0 without a match
+  int32_t end;     // tokens of the text up to the earlier occurrence's end
+};
+
+template <class Warp>
+class Automaton {
+ public:
+  JAX_SA_FN Automaton(Warp warp, Slot slot)
+      : warp_(warp), slot_(slot), length_(*slot.length), num_clones_(*slot.num_clones) {
+    warp_.each(kWindow, [&](int32_t lane) { suffix_[lane] = slot_.suffixes[lane]; });
+    const uint32_t roots =
+        warp_.ballot(kWindow, [&](int32_t lane) { return suffix_[lane].node == kRoot; });
+    complete_ = roots != 0;
+    count_ = complete_ ? Warp::lowest_bit(roots) + 1 : kWindow;
+  }
+
+  JAX_SA_FN int32_t length() const { return length_; }
+
+  JAX_SA_FN void append(int32_t token) {
+    const int32_t last = length_++;
+    warp_.each(count_, [&](int32_t lane) {
+      // Written first: `last` itself may be cloned below, with this edge among its own.
+      if (lane == 0) slot_.tokens[last] = token;
+      const int32_t node = suffix_[lane].node;
+      if (node != kRoot) slot_.nodes[node].recent_end = last;
+    });
+    if (last == 0) return;
+
+    const int32_t lane = probe(token);
+    if (lane == kNoLane) {
+      warp_.only(0, [&](int32_t) { slot_.nodes[length_].link = kRoot; });
+      count_ = 0;
+      append_root();
+      return;
+    }
+    if (!warp_.broadcast(lane, [&](int32_t lane) { return place_[lane].solid; })) split(lane, token);
+    const int32_t target = warp_.broadcast(lane, [&](int32_t lane) { return place_[lane].target; });
+    warp_.only(0, [&](int32_t) { slot_.nodes[length_].link = target; });
+    advance(lane);
+  }
+
+  // The longest suffix of at least min_match and at most max_match tokens that occurred before,
+  // and where: at its first end position or at the most recent one known.
+  JAX_SA_FN Match match(int32_t min_match, int32_t max_match, bool recent) const {
+    const int32_t longest = warp_.broadcast(0, [&](int32_t lane) { return suffix_[lane].length; });
+    const int32_t length = longest < max_match ? longest : max_match;
+    if (length == 0 || length < min_match) return {0, 0};
+    const int32_t lane = Warp::count_bits(warp_.ballot(count_, [&](int32_t lane) {
+                           return suffix_[lane].length >= length;
+                         })) - 1;
+    int32_t node = warp_.broadcast(lane, [&](int32_t lane) { return suffix_[lane].node; });
+    if (recent) return {length, slot_.recent_end(node)};
+    if (lane == kWindow - 1) {  // a shorter suffix beyond the window may have occurred earlier
+      for (int32_t up = link(node); slot_.node_length(up) >= length; up = link(up)) {
+        node = up;
+      }
+    }
+    return {length, slot_.first_end(node)};
+  }
+
+  JAX_SA_FN void store() const {
+    warp_.each(kWindow, [&](int32_t lane) {
+      slot_.suffixes[lane] = lane < count_ ? suffix_[lane] : Suffix{kRoot, 0};
+      if (lane == 0) {
+        *slot_.length = length_;
+        *slot_.num_clones = num_clones_;
+      }
+    });
+  }
+
+ private:
+  static constexpr int32_t kNoLane = -1;
+
+  template <class T>
+  using PerLane = typename Warp::template PerLane<T>;
+
+  JAX_SA_FN int32_t link(int32_t node) const { return slot_.nodes[node].link; }
+
+  // Gives every suffix that lacks an edge with the token one to the new node; returns the lane of
+  // the longest suffix that has one, its and all shorter suffixes' places in place_.
+  JAX_SA_FN int32_t probe(int32_t token) {
+    for (;;) {
+      warp_.each(count_, [&](int32_t lane) {
+        place_[lane] = slot_.find(suffix_[lane].node, token, length_);
+      });
+      const uint32_t found =
+          warp_.ballot(count_, [&](int32_t lane) { return place_[lane].target != kNone; });
+      const int32_t first = found != 0 ? Warp::lowest_bit(found) : count_;
+      add_to_each(first, token);
+      if (found != 0) return first;
+      if (complete_) return kNoLane;
+      const int32_t shortest = warp_.broadcast(kWindow - 1, [&](int32_t lane) { return suffix_[lane].node; });
+      count_ = 0;
+      follow_links(shortest);
+    }
+  }
+
+  // Clones the target of the lane's edge for the suffixes that reach it by shorter strings.
+  JAX_SA_FN void split(int32_t lane, int32_t token) {
+    const int32_t original = warp_.broadcast(lane, [&](int32_t lane) { return place_[lane].target; });
+    const int32_t length = warp_.broadcast(lane, [&](int32_t lane) { return suffix_[lane].length; }) + 1;
+    const int32_t clone = slot_.max_seq_len + 1 + num_clones_++;
+    warp_.only(0, [&](int32_t) {
+      slot_.nodes[clone] = {slot_.nodes[original].link, slot_.recent_end(original)};
+      slot_.clone(clone) = {length, slot_.first_end(original)};
+      slot_.nodes[original].link = clone;
+    });
+    copy_edges(original, clone);
+    redirect(lane, token, original, clone);
+  }
+
+  // Gives the clone the original's edges: up to kWindow at a time, one a lane.
+  JAX_SA_FN void copy_edges(int32_t original, int32_t clone) {
+    PerLane<Edge> copy;
+    int32_t copies = 0;
+    if (slot_.is_prefix(original)) {
+      warp_.set(copy, copies++, {clone + 1, slot_.tokens[original], (original + 1) << 1, 0});
+    }
+    for (int32_t next = slot_.heads[original]; next != 0;) {
+      const Edge edge = slot_.edges[next - 1];
+      next = edge.next;
+      if (copies == kWindow) {
+        add_to_one(copies, copy);
+        copies = 0;
+      }
+      warp_.set(copy, copies++, {clone + 1, edge.token, edge.target & ~1, 0});
+    }
+    add_to_one(copies, copy);
+  }
+
+  // Leads the edges of this lane and of all shorter suffixes from `original` to `clone`.
+  JAX_SA_FN void redirect(int32_t first, int32_t token, int32_t original, int32_t clone) {
+    warp_.each(count_, [&](int32_t lane) {
+      if (lane < first || place_[lane].target != original) return;
+      place_[lane].target = clone;
+      slot_.edges[place_[lane].entry].target = clone << 1 | (lane == first ? 1 : 0);
+    });
+    if (complete_ || warp_.broadcast(count_ - 1, [&](int32_t lane) { return place_[lane].target; }) != clone) return;
+    const int32_t shortest = warp_.broadcast(count_ - 1, [&](int32_t lane) { return suffix_[lane].node; });
+    warp_.only(0, [&](int32_t) {  // past the window, link by link
+      int32_t node = shortest;
+      while (node != kRoot) {
+        node = link(node);
+        const Place place = slot_.find(node, token, length_);
+        if (place.target != original) return;
+        slot_.edges[place.entry].target = clone << 1;
+      }
+    });
+  }
+
+  // Moves on to the suffixes of the longer text: the targets of the lanes from `first` on.
+  JAX_SA_FN void advance(int32_t first) {
+    PerLane<int32_t> below;
+    warp_.from_below(count_, below, [&](int32_t lane) { return place_[lane].target; });
+    const uint32_t distinct = warp_.ballot(count_, [&](int32_t lane) {
+      return lane == first || (lane > first && place_[lane].target != below[lane]);
+    });
+    warp_.each(count_, [&](int32_t lane) {
+      suffix_[lane] = {place_[lane].target, suffix_[lane].length + 1};
+    });
+    warp_.compact(distinct, suffix_);
+    count_ = Warp::count_bits(distinct);
+    if (!complete_) {
+      follow_links(warp_.broadcast(count_ - 1, [&](int32_t lane) { return suffix_[lane].node; }));
+    } else if (count_ < kWindow) {
+      append_root();
+    } else {
+      complete_ = false;
+    }
+  }
+
+  JAX_SA_FN void append_root() {
+    warp_.set(suffix_, count_++, Suffix{kRoot, 0});
+    complete_ = true;
+  }
+
+  // Fills the window's free lanes with the nodes that follow `node` on its suffix link path.
+  JAX_SA_FN void follow_links(int32_t node) {
+    complete_ = false;
+    while (count_ < kWindow && !complete_) {
+      node = link(node);
+      warp_.set(suffix_, count_++, Suffix{node, slot_.node_length(node)});
+      complete_ = node == kRoot;
+    }
+  }
+
+  // Adds an edge to the new node from each of the first `count` suffixes.
+  JAX_SA_FN void add_to_each(int32_t count, int32_t token) {
+    PerLane<Edge> edge;
+    warp_.each(count, [&](int32_t lane) {
+      edge[lane] = {suffix_[lane].node + 1, token, length_ << 1, 0};
+    });
+    if (!entries_differ(count, place_)) return add_in_turn(count, edge);
+    warp_.each(count, [&](int32_t lane) { slot_.add(edge[lane], place_[lane]); });
+  }
+
+  // Adds the edges of lanes 0..count-1, all of one node.
+  JAX_SA_FN void add_to_one(int32_t count, PerLane<Edge>& edge) {
+    PerLane<Place> place;
+    warp_.each(count, [&](int32_t lane) {
+      place[lane] = slot_.find(edge[lane].source - 1, edge[lane].token, length_);
+    });
+    if (!entries_differ(count, place)) return add_in_turn(count, edge);
+    PerLane<int32_t> below;
+    warp_.from_below(count, below, [&](int32_t lane) { return place[lane].entry; });
+    warp_.each(count, [&](int32_t lane) {
+      edge[lane].next = lane == 0 ? place[lane].head : below[lane] + 1;
+      slot_.edges[place[lane].entry] = edge[lane];
+      if (lane == count - 1) slot_.heads[edge[lane].source - 1] = place[lane].entry + 1;
+    });
+  }
+
+  // One after the other, where two were to take the same free entry.
+  JAX_SA_FN void add_in_turn(int32_t count, PerLane<Edge>& edge) {
+    for (int32_t turn = 0; turn < count; ++turn) {
+      warp_.only(turn, [&](int32_t lane) {
+        slot_.add(edge[lane], slot_.find(edge[lane].source - 1, edge[lane].token, length_));
+      });
+    }
+  }
+
+  JAX_SA_FN bool entries_differ(int32_t count, PerLane<Place>& place) {
+    return warp_.all_distinct(count, [&](int32_t lane) { return place[lane].entry; });
+  }
+
+  Warp warp_;
+  Slot slot_;
+  int32_t length_;
+  int32_t num_clones_;
+  PerLane<Suffix> suffix_;  // the window: lanes 0..count_-1, lengths falling
+  int32_t count_;
+  bool complete_;  // the window's last suffix is the root
+  PerLane<Place> place_;
+};
+
+}  // namespace jax_sa

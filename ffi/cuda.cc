@@ -1,0 +1,43 @@
+// The CUDA handlers and the module `jax_sa._cuda`. It links the CUDA runtime statically and
+// imports on machines without a GPU.
+#include "handlers.h"
+#include "kernels.h"
+#include "module.h"
+
+namespace jax_sa {
+namespace {
+
+struct CudaRunner {
+  using Context = ffi::PlatformStream<cudaStream_t>;
+  using Value = cudaStream_t;
+  cudaStream_t stream;
+
+  template <class Op>
+  ffi::Error operator()(const Op& op) const {
+    const cudaError_t error = launch(op, stream);
+    return error == cudaSuccess ? ffi::Error::Success()
+                                : ffi::Error::Internal(cudaGetErrorString(error));
+  }
+};
+
+using Cuda = Handlers<CudaRunner>;
+
+// A handler only launches kernels on the stream it is given, so a CUDA graph can hold it.
+constexpr auto kTraits = {ffi::Traits::kCmdBufferCompatible};
+
+XLA_FFI_DEFINE_HANDLER(kExtend, Cuda::extend, Cuda::bind_extend(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kLookup, Cuda::lookup, Cuda::bind_lookup(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kExtendLookup, Cuda::extend_lookup, Cuda::bind_extend_lookup(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kReset, Cuda::reset, Cuda::bind_reset(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kCopySlots, Cuda::copy_slots, Cuda::bind_copy_slots(), kTraits);
+
+PYBIND11_MODULE(_cuda, module) {
+  define_module(module, {{"extend", kExtend},
+                         {"lookup", kLookup},
+                         {"extend_lookup", kExtendLookup},
+                         {"reset", kReset},
+                         {"copy_slots", kCopySlots}});
+}
+
+}  // namespace
+}  // namespace jax_sa

@@ -1,0 +1,18 @@
+// Launchers of the CUDA kernels: plain pointers and a stream. They allocate nothing, wait for
+// nothing, and return what the launch said.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "rows.h"
+#include "slots.h"
+
+namespace jax_sa {
+
+cudaError_t launch(const Extend& op, cudaStream_t stream);
+cudaError_t launch(const Lookup& op, cudaStream_t stream);
+cudaError_t launch(const ExtendLookup& op, cudaStream_t stream);
+cudaError_t launch(const Reset& op, cudaStream_t stream);
+cudaError_t launch(const CopySlots& op, cudaStream_t stream);
+
+}  // namespace jax_sa

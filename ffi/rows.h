@@ -1,0 +1,224 @@
+// What one row of a call does to its slot, with one warp: the same on host and device.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "automaton.h"
+#include "slot.h"
+
+namespace jax_sa {
+
+// Bits of a slot's status; `jax_sa.Status` documents them.
+constexpr int32_t kFull = 1;
+constexpr int32_t kConflict = 2;
+
+constexpr int32_t kDraftFill = 0;
+
+// The arrays of all slots.
+struct State {
+  int32_t* length;
+  int32_t* status;
+  int32_t* num_clones;
+  Suffix* suffixes;
+  int32_t* tokens;
+  Node* nodes;
+  Clone* clones;
+  int32_t* heads;
+  Edge* edges;
+  int32_t num_slots;
+  int32_t max_seq_len;
+  int32_t num_entries;
+
+  JAX_SA_FN Slot slot(int64_t i) const {
+    return {length + i,
+            status + i,
+            num_clones + i,
+            suffixes + i * kWindow,
+            tokens + i * max_seq_len,
+            nodes + i * max_seq_len * 2,
+            clones + i * max_seq_len,
+            heads + i * max_seq_len * 2,
+            edges + i * num_entries,
+            max_seq_len,
+            num_entries};
+  }
+};
+
+struct Rows {
+  const int32_t* slots;  // [count], or null where row i is slot i
+  int32_t count;
+};
+
+struct Text {
+  const int32_t* tokens;   // [rows, width]
+  const int32_t* lengths;  // [rows]
+  int32_t width;
+};
+
+struct LookupOptions {
+  int32_t min_match;
+  int32_t max_match;
+  bool recent;
+  bool periodic;
+  double draft_factor;
+};
+
+struct Drafts {
+  int32_t* tokens;        // [rows, max_draft]
+  int32_t* length;        // [rows]
+  int32_t* match_length;  // [rows]
+  int32_t* match_end;     // [rows]
+  int32_t max_draft;
+};
+
+struct Claim {
+  int32_t slot;   // -1: the row names no slot, or one that an earlier row has
+  bool conflict;  // a later row names the same slot
+};
+
+JAX_SA_FN int32_t named_slot(const Rows& rows, int32_t row, int32_t num_slots) {
+  const int32_t slot = rows.slots == nullptr ? row : rows.slots[row];
+  return slot >= 0 && slot < num_slots ? slot : -1;
+}
+
+// The slot that a row may write: the first row that names it has it.
+template <class Warp>
+JAX_SA_FN Claim claim(const Warp& warp, const Rows& rows, int32_t row, int32_t num_slots) {
+  const int32_t slot = named_slot(rows, row, num_slots);
+  if (slot < 0 || rows.slots == nullptr) return {slot, false};
+  const auto names_it = [&](int32_t other) { return rows.slots[other] == slot; };
+  if (warp.any(0, row, names_it)) return {-1, false};
+  return {slot, warp.any(row + 1, rows.count, names_it)};
+}
+
+template <class Warp>
+JAX_SA_FN void write_draft(const Warp& warp, const Slot& slot, int32_t text_length, Match match,
+                           const LookupOptions& options, const Drafts& drafts, int32_t row) {
+  const int32_t period = text_length - match.end;
+  int32_t length = 0;
+  if (match.length > 0) {
+    length = options.periodic || period > drafts.max_draft ? drafts.max_draft : period;
+    const double wanted = std::ceil(options.draft_factor * match.length);
+    if (wanted < length) length = static_cast<int32_t>(wanted);
+  }
+  warp.each(kWindow, [&](int32_t lane) {
+    if (lane == 0) {
+      drafts.length[row] = length;
+      drafts.match_length[row] = match.length;
+      drafts.match_end[row] = match.end;
+    }
+    int32_t* out = drafts.tokens + static_cast<int64_t>(row) * drafts.max_draft;
+    for (int32_t i = lane; i < drafts.max_draft; i += kWindow) {
+      out[i] = i < length ? slot.tokens[match.end + i % period] : kDraftFill;
+    }
+  });
+}
+
+template <class Warp>
+JAX_SA_FN void write_no_draft(const Warp& warp, const Drafts& drafts, int32_t row) {
+  write_draft(warp, Slot{}, 0, Match{0, 0}, LookupOptions{}, drafts, row);
+}
+
+template <class Warp>
+JAX_SA_FN void draft_from(const Warp& warp, const Automaton<Warp>& automaton, const Slot& slot,
+                          int32_t status, const LookupOptions& options, const Drafts& drafts,
+                          int32_t row) {
+  Match match{0, 0};
+  if ((status & kFull) == 0) {  // a text that lost tokens predicts the wrong ones
+    match = automaton.match(options.min_match, options.max_match, options.recent);
+  }
+  write_draft(warp, slot, automaton.length(), match, options, drafts, row);
+}
+
+// One row's tokens. The next one is always loaded already, so that no append waits for its token.
+struct RowText {
+  const int32_t* tokens;
+  int32_t length;
+  int32_t width;
+  int32_t next;
+
+  JAX_SA_FN RowText(const Text& text, int32_t row)
+      : tokens(text.tokens + static_cast<int64_t>(row) * text.width),
+        length(text.lengths[row]),
+        width(text.width),
+        next(text.width > 0 ? tokens[0] : 0) {}
+
+  JAX_SA_FN bool fits() const { return length >= 0 && length <= width; }
+};
+
+// Appends a row's tokens as far as they find room; returns the slot's status.
+template <class Warp>
+JAX_SA_FN int32_t append_text(const Warp& warp, Automaton<Warp>& automaton, const Slot& slot,
+                              RowText text, int32_t status, bool conflict) {
+  const int32_t room = slot.max_seq_len - automaton.length();
+  for (int32_t i = 0; i < text.length && i < room; ++i) {
+    const int32_t token = text.next;
+    if (i + 1 < text.length) text.next = text.tokens[i + 1];
+    automaton.append(token);
+  }
+  if (text.length > 0) automaton.store();
+  const int32_t bits = (text.length > room ? kFull : 0) | (conflict ? kConflict : 0);
+  if (bits != 0) warp.only(0, [&](int32_t) { *slot.status = status | bits; });
+  return status | bits;
+}
+
+// The ops, as functions of a row. What they need first is loaded before anything is decided by
+// it: on a GPU the loads then share one trip to memory.
+
+struct Extend {
+  State state;
+  Rows rows;
+  Text text;
+
+  template <class Warp>
+  JAX_SA_FN void operator()(const Warp& warp, int32_t row) const {
+    const Claim claimed = claim(warp, rows, row, state.num_slots);
+    if (claimed.slot < 0) return;
+    const RowText tokens(text, row);
+    const Slot slot = state.slot(claimed.slot);
+    const int32_t status = *slot.status;
+    Automaton<Warp> automaton(warp, slot);
+    if (tokens.fits()) append_text(warp, automaton, slot, tokens, status, claimed.conflict);
+  }
+};
+
+struct Lookup {
+  State state;
+  Rows rows;
+  LookupOptions options;
+  Drafts drafts;
+
+  template <class Warp>
+  JAX_SA_FN void operator()(const Warp& warp, int32_t row) const {
+    const int32_t named = named_slot(rows, row, state.num_slots);
+    if (named < 0) return write_no_draft(warp, drafts, row);
+    const Slot slot = state.slot(named);
+    const int32_t status = *slot.status;
+    const Automaton<Warp> automaton(warp, slot);
+    draft_from(warp, automaton, slot, status, options, drafts, row);
+  }
+};
+
+struct ExtendLookup {
+  State state;
+  Rows rows;
+  Text text;
+  LookupOptions options;
+  Drafts drafts;
+
+  template <class Warp>
+  JAX_SA_FN void operator()(const Warp& warp, int32_t row) const {
+    const Claim claimed = claim(warp, rows, row, state.num_slots);
+    if (claimed.slot < 0) return write_no_draft(warp, drafts, row);
+    const RowText tokens(text, row);
+    const Slot slot = state.slot(claimed.slot);
+    int32_t status = *slot.status;
+    Automaton<Warp> automaton(warp, slot);
+    if (!tokens.fits()) return write_no_draft(warp, drafts, row);
+    status = append_text(warp, automaton, slot, tokens, status, claimed.conflict);
+    draft_from(warp, automaton, slot, status, options, drafts, row);
+  }
+};
+
+}  // namespace jax_sa

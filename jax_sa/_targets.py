@@ -1,0 +1,75 @@
+"""Registers the FFI handlers with XLA. No other module knows how they are built or named."""
+
+import dataclasses
+import functools
+import importlib
+import pathlib
+import re
+from types import ModuleType
+
+import jax
+import jaxlib
+
+_MODULES = {"cpu": "jax_sa._cpu", "CUDA": "jax_sa._cuda"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Platform:
+    """The handlers of one XLA platform, or why there are none."""
+
+    name: str
+    handlers: tuple[str, ...]
+    problem: str | None
+
+
+def target_name(op: str) -> str:
+    """The name under which an op's handlers are registered on every platform."""
+    return f"jax_sa_{op}"
+
+
+@functools.cache
+def platforms() -> tuple[Platform, ...]:
+    """Registers the handlers of every platform they were built for; says what came of it."""
+    return tuple(_register(platform, module) for platform, module in _MODULES.items())
+
+
+def _register(platform: str, module_name: str) -> Platform:
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError:
+        return Platform(platform, (), "not built: no nvcc was found at install time, or "
+                        "JAX_SA_CUDA=OFF" if platform == "CUDA" else "not built")
+    except ImportError as error:
+        return Platform(platform, (), f"does not load: {error}")
+    if problem := _version_problem(module):
+        return Platform(platform, (), problem)
+    for op, handler in module.handlers.items():
+        jax.ffi.register_ffi_target(target_name(op), handler, platform=platform)
+    return Platform(platform, tuple(sorted(module.handlers)), None)
+
+
+def _version_problem(module: ModuleType) -> str | None:
+    """Why XLA would refuse the handlers: on a CPU it takes all of JAX down with them."""
+    built, runtime = module.ffi_version, _runtime_ffi_version()
+    if built <= runtime:
+        return None
+    return (
+        f"built for XLA FFI {built[0]}.{built[1]}, but jaxlib {jaxlib.__version__} has "
+        f"{runtime[0]}.{runtime[1]}: reinstall jax_sa beside this jaxlib"
+    )
+
+
+def _runtime_ffi_version() -> tuple[int, int]:
+    header = pathlib.Path(jaxlib.__file__).parent / "include/xla/ffi/api/c_api.h"
+    text = header.read_text()
+    major, minor = (
+        int(re.search(rf"#define XLA_FFI_API_{part} (\d+)", text)[1]) for part in ("MAJOR", "MINOR")
+    )
+    return major, minor
+
+
+def require_cpu() -> None:
+    """Registers everything; raises ImportError if not even the CPU's handlers are usable."""
+    for platform in platforms():
+        if platform.name == "cpu" and platform.problem:
+            raise ImportError(f"jax_sa: the CPU handlers are not usable: {platform.problem}")

@@ -1,0 +1,248 @@
+"""The ops on a state: check the arguments, call the target.
+
+Letters: S slots, N `max_seq_len`, B rows of a call, T tokens of a row, K draft tokens.
+
+All ops work in jit, scan, fori_loop, while_loop and shard_map over the slot axis. The state is
+updated in place where it is donated or carried by a loop; where it is neither, XLA copies it once.
+A row whose slot is out of range, or whose length is, changes nothing and drafts nothing.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_sa._checks import (
+    INT32_MAX,
+    check_array,
+    check_bool,
+    check_choice,
+    check_int,
+    check_positive_float,
+)
+from jax_sa._targets import target_name
+from jax_sa.state import State, check_state
+
+DRAFT_FILL = 0
+"""What the positions of a draft beyond its length hold: a token that every model can embed."""
+
+MAX_DRAFT = 2**16
+"""What `max_draft` may be at most."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """What followed an earlier occurrence of the longest repeated suffix, for B rows."""
+
+    tokens: jax.Array
+    """int32[B, K] the drafted tokens; `DRAFT_FILL` beyond `length`."""
+    length: jax.Array
+    """int32[B] drafted tokens, 0..K."""
+    match_length: jax.Array
+    """int32[B] tokens of the suffix that occurred before; 0 without a match."""
+    match_end: jax.Array
+    """int32[B] tokens of the text up to the earlier occurrence's end, so the index in the text of
+    the first drafted token; 0 without a match."""
+
+
+def extend(
+    state: State, tokens: jax.Array, lengths: jax.Array, *, slots: jax.Array | None = None
+) -> State:
+    """Appends `tokens[b, :lengths[b]]` to the text of row b's slot.
+
+    Args:
+      state: of S slots.
+      tokens: int32[B, T]; every int32 is a legal token. T may be 1 or a whole prompt.
+      lengths: int32[B] in 0..T; 0 leaves the slot alone.
+      slots: int32[B], any subset of the slots in any order; -1 skips the row. None: row b is slot
+        b, and B is S. If rows name one slot twice, the first has it, and `Status.CONFLICT` says so.
+
+    Returns:
+      The state. Tokens that find no room are not appended; `Status.FULL` says so.
+
+    Raises:
+      ValueError, TypeError: at trace time, for a wrong shape or dtype.
+    """
+    check_state(state)
+    tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
+    _, state = _call("extend", (tokens, lengths, slots), state, updates=True)
+    return state
+
+
+def lookup(
+    state: State,
+    *,
+    max_draft: int,
+    slots: jax.Array | None = None,
+    min_match: int = 1,
+    max_match: int | None = None,
+    occurrence: str = "recent",
+    draft_factor: float | None = None,
+    periodic: bool = True,
+) -> Draft:
+    """Finds the longest suffix of each text that occurred before, and drafts what followed it.
+
+    Args:
+      state: of S slots; it is only read, so rows may share a slot.
+      max_draft: K, the tokens to draft at most.
+      slots: int32[B], as in `extend`; None: all slots, B is S.
+      min_match: shorter matches draft nothing.
+      max_match: longer matches count as this long, and may so be found at an end closer by; with
+        `min_match == max_match` this is a lookup of fixed length. None: no limit.
+      occurrence: which earlier occurrence to follow, "first" or "recent". The most recent end of a
+        suffix is kept up to date for as long as it is among the text's `WINDOW` longest repeated
+        ones; beyond them, an earlier end may be followed.
+      draft_factor: drafts at most `ceil(draft_factor * match_length)` tokens. None: no limit.
+      periodic: where the continuation reaches the end of the text, go on with its beginning
+        (the text then repeats with that period) instead of stopping there.
+
+    Raises:
+      ValueError, TypeError: at trace time, naming the argument.
+    """
+    check_state(state)
+    attributes = _check_lookup(max_draft, min_match, max_match, occurrence, draft_factor, periodic)
+    rows, slots = _check_slots(state, slots)
+    drafted = _draft_types(state, rows, max_draft)
+    results, _ = _call("lookup", (slots,), state, drafted, attributes)
+    return Draft(*results)
+
+
+def extend_lookup(
+    state: State,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    *,
+    max_draft: int,
+    slots: jax.Array | None = None,
+    min_match: int = 1,
+    max_match: int | None = None,
+    occurrence: str = "recent",
+    draft_factor: float | None = None,
+    periodic: bool = True,
+) -> tuple[State, Draft]:
+    """`extend`, then `lookup` of the same rows, in one kernel launch.
+
+    Arguments, results and errors are theirs, but for one thing: of rows that name one slot, only
+    the first drafts.
+    """
+    check_state(state)
+    attributes = _check_lookup(max_draft, min_match, max_match, occurrence, draft_factor, periodic)
+    tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
+    drafted = _draft_types(state, tokens.shape[0], max_draft)
+    results, state = _call(
+        "extend_lookup", (tokens, lengths, slots), state, drafted, attributes, updates=True
+    )
+    return state, Draft(*results)
+
+
+def reset(state: State, slots: jax.Array) -> State:
+    """Empties slots, their status included; every array of an empty slot is zeros.
+
+    Args:
+      state: of S slots.
+      slots: int32[B]; -1 skips the row.
+
+    Raises:
+      ValueError, TypeError: at trace time, for a wrong shape or dtype.
+    """
+    check_state(state)
+    check_array("slots", slots, jnp.int32, ("B",))
+    _, state = _call("reset", (slots,), state, updates=True)
+    return state
+
+
+def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
+    """Makes slot `dst[b]` a copy of slot `src[b]`, as when a request is forked.
+
+    Args:
+      state: of S slots.
+      src: int32[B]; -1 skips the row.
+      dst: int32[B]; -1 skips the row. If rows name one slot twice, the first has it. A row whose
+        source another row overwrites copies nothing. `Status.CONFLICT` of the destination says so.
+
+    Raises:
+      ValueError, TypeError: at trace time, for a wrong shape or dtype.
+    """
+    check_state(state)
+    (rows,) = check_array("src", src, jnp.int32, ("B",))
+    check_array("dst", dst, jnp.int32, (rows,))
+    _, state = _call("copy_slots", (src, dst), state, updates=True)
+    return state
+
+
+def _check_text(
+    state: State, tokens: Any, lengths: Any, slots: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    rows, slots = _check_slots(state, slots)
+    check_array("tokens", tokens, jnp.int32, (rows, "T"))
+    check_array("lengths", lengths, jnp.int32, (rows,))
+    return tokens, lengths, slots
+
+
+def _check_slots(state: State, slots: Any) -> tuple[int, jax.Array]:
+    """The rows of a call, and `slots` as the targets take it: empty where rows are slots."""
+    if slots is None:
+        return state.num_slots, jnp.zeros((0,), jnp.int32)
+    (rows,) = check_array("slots", slots, jnp.int32, ("B",))
+    return rows, slots
+
+
+def _check_lookup(
+    max_draft: Any,
+    min_match: Any,
+    max_match: Any,
+    occurrence: Any,
+    draft_factor: Any,
+    periodic: Any,
+) -> dict[str, Any]:
+    """The attributes of a lookup: always these types, because XLA compares them by value only."""
+    check_int("max_draft", max_draft, 1, MAX_DRAFT)
+    min_match = check_int("min_match", min_match, 1)
+    return {
+        "min_match": min_match,
+        "max_match": INT32_MAX
+        if max_match is None
+        else check_int("max_match", max_match, min_match),
+        "recent": check_choice("occurrence", occurrence, ("first", "recent")) == "recent",
+        "periodic": check_bool("periodic", periodic),
+        "draft_factor": math.inf
+        if draft_factor is None
+        else check_positive_float("draft_factor", draft_factor),
+    }
+
+
+def _draft_types(state: State, rows: int, max_draft: int) -> list[jax.ShapeDtypeStruct]:
+    return [_like(state, shape) for shape in ((rows, max_draft), (rows,), (rows,), (rows,))]
+
+
+def _like(state: State, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """An int32 result that varies over the mesh axes, under shard_map, that the state does."""
+    varies = jax.typeof(state.length).manual_axis_type
+    return jax.ShapeDtypeStruct(shape, jnp.int32, manual_axis_type=varies)
+
+
+def _call(
+    op: str,
+    arguments: tuple[jax.Array, ...],
+    state: State,
+    results: list[jax.ShapeDtypeStruct] | None = None,
+    attributes: dict[str, Any] | None = None,
+    *,
+    updates: bool = False,
+) -> tuple[list[jax.Array], State]:
+    """Calls a target with the state's leaves last; an update aliases every one of them."""
+    results = results or []
+    leaves, structure = jax.tree.flatten(state)
+    outputs = jax.ffi.ffi_call(
+        target_name(op),
+        results + [jax.typeof(leaf) for leaf in leaves] * updates,
+        input_output_aliases={len(arguments) + i: len(results) + i for i in range(len(leaves))}
+        if updates
+        else None,
+    )(*arguments, *leaves, **(attributes or {}))
+    if updates:
+        state = jax.tree.unflatten(structure, outputs[len(results) :])
+    return outputs[: len(results)], state

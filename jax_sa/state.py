@@ -1,0 +1,138 @@
+"""The state: one suffix automaton per slot, as a pytree of arrays."""
+
+import dataclasses
+import enum
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_sa._checks import check_array, check_int
+
+WINDOW = 32
+"""Repeated suffixes that a slot keeps at hand, and whose most recent ends it keeps exact."""
+
+MAX_MAX_SEQ_LEN = 2**28
+"""What `max_seq_len` may be at most: node ids and table entries then fit int32 with a bit spare."""
+
+
+class Status(enum.IntFlag):
+    """Bits of `State.status`, set by the device and cleared by `reset`.
+
+    A slot's status is 0 as long as everything asked of it was done.
+    """
+
+    FULL = 1
+    """Tokens beyond `max_seq_len` were not appended. Lookups of the slot draft nothing."""
+    CONFLICT = 2
+    """A call named the slot more than once, or copied into it from a slot that the same call
+    overwrote: the first row took effect, the others did not."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """The online suffix automata (Blumer et al. 1985) of `S` texts of at most `N` tokens each.
+
+    S: slots; N: `max_seq_len`; W: `WINDOW`; E: entries of the edge table, 5/2 N + 2.
+
+    Every array is int32, and every reference is an index within its slot: a state can be copied,
+    sharded over its slots, saved and loaded on another platform. All zeros is S empty automata.
+    Ops take the state and return it updated in place where it is donated.
+
+    Nodes of a slot: 0 is the root; 1..N are prefix nodes (node i is the text's first i tokens, so
+    i is also its length and its first end position); N+1.. are clones in the order they were made.
+    An end position counts the tokens up to the end of an occurrence.
+
+    Edges: the edge `tokens[i]` from prefix node i to i + 1 is implied by the text. All others are
+    explicit, at most 2 N of them.
+    """
+
+    length: jax.Array
+    """[S] tokens in the text."""
+    status: jax.Array
+    """[S] bits of `Status`."""
+    num_clones: jax.Array
+    """[S] clones made."""
+    suffixes: jax.Array
+    """[S, W, 2] the longest repeated suffixes of the text, longest first: (node, length). The
+    root ends the list."""
+    tokens: jax.Array
+    """[S, N] the text."""
+    nodes: jax.Array
+    """[S, 2N, 2] by node: (suffix link, its most recent end position before the text's own end, 0
+    if that is its first)."""
+    clones: jax.Array
+    """[S, N, 2] by node - N - 1: (length, first end position)."""
+    heads: jax.Array
+    """[S, 2N] by node: entry + 1 of the first explicit edge in its list."""
+    edges: jax.Array
+    """[S, E, 4] by hash of (node, token), linear probing: (node + 1 or 0 if free, token,
+    2 * target + (1 if solid), entry + 1 of the next edge of that node)."""
+
+    @property
+    def num_slots(self) -> int:
+        """S, the number of slots."""
+        return self.length.shape[0]
+
+    @property
+    def max_seq_len(self) -> int:
+        """N, the tokens that a slot has room for."""
+        return self.tokens.shape[1]
+
+
+def slot_shapes(max_seq_len: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of one slot's arrays, by field of `State`."""
+    n = max_seq_len
+    return {
+        "length": (),
+        "status": (),
+        "num_clones": (),
+        "suffixes": (WINDOW, 2),
+        "tokens": (n,),
+        "nodes": (2 * n, 2),
+        "clones": (n, 2),
+        "heads": (2 * n,),
+        # A text of n tokens has at most 2n explicit edges, so the table is never more than 4/5
+        # full, and on real text never more than half.
+        "edges": (5 * n // 2 + 2, 4),
+    }
+
+
+def get_state_size(max_seq_len: int) -> int:
+    """The bytes of one slot: 72 for each token of `max_seq_len`, and about 300.
+
+    Raises:
+      ValueError: `max_seq_len` is outside [1, 2**28].
+      TypeError: it is not an int.
+    """
+    max_seq_len = check_int("max_seq_len", max_seq_len, 1, MAX_MAX_SEQ_LEN)
+    return sum(4 * math.prod(shape) for shape in slot_shapes(max_seq_len).values())
+
+
+def init(num_slots: int, max_seq_len: int) -> State:
+    """A state of `num_slots` empty slots with room for `max_seq_len` tokens each.
+
+    Raises:
+      ValueError: `num_slots` is below 1 or `max_seq_len` outside [1, 2**28].
+      TypeError: one of them is not an int.
+    """
+    num_slots = check_int("num_slots", num_slots, 1)
+    max_seq_len = check_int("max_seq_len", max_seq_len, 1, MAX_MAX_SEQ_LEN)
+    return State(
+        **{
+            name: jnp.zeros((num_slots, *shape), jnp.int32)
+            for name, shape in slot_shapes(max_seq_len).items()
+        }
+    )
+
+
+def check_state(state: Any) -> None:
+    """Raises TypeError or ValueError unless `state`'s arrays belong together."""
+    if not isinstance(state, State):
+        raise TypeError(f"state: expected a jax_sa.State, got {type(state).__name__}")
+    (num_slots,) = check_array("state.length", state.length, jnp.int32, ("S",))
+    _, max_seq_len = check_array("state.tokens", state.tokens, jnp.int32, (num_slots, "N"))
+    for name, shape in slot_shapes(max_seq_len).items():
+        check_array(f"state.{name}", getattr(state, name), jnp.int32, (num_slots, *shape))
