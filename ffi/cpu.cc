@@ -16,7 +16,8 @@ struct CpuRunner {
 
   template <class RowOp>
   ffi::Error operator()(const RowOp& op) const {
-    parallel_rows(pool, op.rows.count, [&](int32_t row) { op(HostWarp{}, row); });
+    parallel_rows(pool, op.rows.count, op.num_tokens(),
+                  [&](int32_t row) { op(HostWarp{}, row); });
     return ffi::Error::Success();
   }
 

@@ -12,10 +12,20 @@
 
 namespace jax_sa {
 
-// Runs body(row) for every row in [0, count) and returns when all have run. The calling thread
-// takes rows like any other, so that no pool is ever too busy to finish.
+// Waking a thread takes about as long as appending this many tokens.
+constexpr int64_t kTokensPerThread = 128;
+
+// Runs body(row) for every row in [0, count), about `tokens` tokens of work in all, and returns
+// when all have run. The calling thread takes rows like any other, so that no pool is ever too
+// busy to finish.
 template <class Body>
-void parallel_rows(xla::ffi::ThreadPool pool, int32_t count, const Body& body) {
+void parallel_rows(xla::ffi::ThreadPool pool, int32_t count, int64_t tokens, const Body& body) {
+  const int64_t threads =
+      std::min({pool.num_threads(), int64_t{count}, tokens / kTokensPerThread});
+  if (threads <= 1) {
+    for (int32_t row = 0; row < count; ++row) body(row);
+    return;
+  }
   struct Progress {
     std::atomic<int32_t> taken{0};
     int32_t done = 0;
@@ -32,8 +42,7 @@ void parallel_rows(xla::ffi::ThreadPool pool, int32_t count, const Body& body) {
     progress->done += done;
     if (progress->done == count) progress->all_done.notify_one();
   };
-  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([work] { work(); });
+  for (int64_t i = 1; i < threads; ++i) pool.Schedule([work] { work(); });
   work();
   std::unique_lock<std::mutex> lock(progress->mutex);
   progress->all_done.wait(lock, [&] { return progress->done == count; });

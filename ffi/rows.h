@@ -171,6 +171,8 @@ struct Extend {
   Rows rows;
   Text text;
 
+  int64_t num_tokens() const { return int64_t{rows.count} * text.width; }
+
   template <class Warp>
   JAX_SA_FN void operator()(const Warp& warp, int32_t row) const {
     const Claim claimed = claim(warp, rows, row, state.num_slots);
@@ -189,6 +191,8 @@ struct Lookup {
   LookupOptions options;
   Drafts drafts;
 
+  int64_t num_tokens() const { return rows.count; }
+
   template <class Warp>
   JAX_SA_FN void operator()(const Warp& warp, int32_t row) const {
     const int32_t named = named_slot(rows, row, state.num_slots);
@@ -206,6 +210,8 @@ struct ExtendLookup {
   Text text;
   LookupOptions options;
   Drafts drafts;
+
+  int64_t num_tokens() const { return int64_t{rows.count} * text.width; }
 
   template <class Warp>
   JAX_SA_FN void operator()(const Warp& warp, int32_t row) const {

@@ -17,11 +17,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define JAX_SA_FN __device__ __forceinline__
-#else
-#define JAX_SA_FN inline
-#endif
+#include "host_device.h"
 
 namespace jax_sa {
 

@@ -1,10 +1,10 @@
 """Speculative decoding without a draft model: suffix automata as pytrees, in jit, on CPU and CUDA.
 
-    state = jax_sa.init(num_slots=64, max_seq_len=32_768)
-    state = jax_sa.extend(state, prompts, prompt_lengths)
-    draft = jax_sa.lookup(state, max_draft=16)
-    accepted = jax_sa.accept_greedy(draft, logits)
-    state = jax_sa.extend(state, accepted.tokens, accepted.length)
+state = jax_sa.init(num_slots=64, max_seq_len=32_768)
+state = jax_sa.extend(state, prompts, prompt_lengths)
+draft = jax_sa.lookup(state, max_draft=16)
+accepted = jax_sa.accept_greedy(draft, logits)
+state = jax_sa.extend(state, accepted.tokens, accepted.length)
 """
 
 from jax_sa import _targets

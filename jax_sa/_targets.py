@@ -37,8 +37,13 @@ def _register(platform: str, module_name: str) -> Platform:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError:
-        return Platform(platform, (), "not built: no nvcc was found at install time, or "
-                        "JAX_SA_CUDA=OFF" if platform == "CUDA" else "not built")
+        return Platform(
+            platform,
+            (),
+            "not built: no nvcc was found at install time, or JAX_SA_CUDA=OFF"
+            if platform == "CUDA"
+            else "not built",
+        )
     except ImportError as error:
         return Platform(platform, (), f"does not load: {error}")
     if problem := _version_problem(module):

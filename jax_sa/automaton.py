@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_sa._checks import (
     INT32_MAX,
@@ -219,9 +220,14 @@ def _draft_types(state: State, rows: int, max_draft: int) -> list[jax.ShapeDtype
 
 
 def _like(state: State, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """An int32 result that varies over the mesh axes, under shard_map, that the state does."""
-    varies = jax.typeof(state.length).manual_axis_type
-    return jax.ShapeDtypeStruct(shape, jnp.int32, manual_axis_type=varies)
+    """An int32 result that, under shard_map, varies over the mesh axes that the state does."""
+    like = jax.typeof(state.length)
+    if like.sharding.mesh.empty:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+    sharding = NamedSharding(like.sharding.mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct(
+        shape, jnp.int32, sharding=sharding, manual_axis_type=like.manual_axis_type
+    )
 
 
 def _call(

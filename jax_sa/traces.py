@@ -30,9 +30,7 @@ class Trace:
         return len(self.tokens) - self.prompt_length
 
 
-def load(
-    path: pathlib.Path, encode: Callable[[str], list[int]] | None = None
-) -> list[Trace]:
+def load(path: pathlib.Path, encode: Callable[[str], list[int]] | None = None) -> list[Trace]:
     """Reads traces from a `.npz` or a `.jsonl` file.
 
     Args:

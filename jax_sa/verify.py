@@ -43,10 +43,11 @@ def accept_greedy(draft: Draft, targets: jax.Array) -> Accepted:
     rows, max_draft = check_array("draft.tokens", draft.tokens, jnp.int32, ("B", "K"))
     check_array("draft.length", draft.length, jnp.int32, (rows,))
     chosen = _chosen_tokens(targets, rows, max_draft)
-    position = jnp.arange(max_draft, dtype=jnp.int32)
+    position = jnp.arange(max_draft, dtype=jnp.int32)[None]
     confirmed = (draft.tokens == chosen[:, :-1]) & (position < draft.length[:, None])
-    length = 1 + jnp.sum(jnp.cumprod(confirmed.astype(jnp.int32), axis=1), axis=1, dtype=jnp.int32)
-    emitted = jnp.arange(1 + max_draft, dtype=jnp.int32) < length[:, None]
+    # The first unconfirmed position, and one for the model's own token: one reduction on a GPU.
+    length = jnp.min(jnp.where(confirmed, 1 + max_draft, 1 + position), axis=1)
+    emitted = jnp.arange(1 + max_draft, dtype=jnp.int32)[None] < length[:, None]
     return Accepted(tokens=jnp.where(emitted, chosen, DRAFT_FILL), length=length)
 
 

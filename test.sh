@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Installs jax_sa into a fresh environment and runs all tests against what was installed.
+#
+#   ./test.sh                       everything
+#   ./test.sh -k slots              arguments go to pytest
+#   PYTHON=python3.12 ./test.sh     another interpreter
+#   JAX_SA_REQUIRE_GPU=1 ./test.sh  what a missing GPU or CUDA compiler skips becomes a failure
+#
+# On a machine with a GPU the tests run there, elsewhere on the CPU. Where nvcc is found, the GPU's
+# programs are compiled and checked even without a GPU; for that, JAX's CUDA plugin is installed.
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+"${PYTHON:-python3}" -m venv "$scratch/venv"
+python=$scratch/venv/bin/python
+"$python" -m pip install --quiet --disable-pip-version-check "$repo[test]"
+
+if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
+  "$python" -m pip install --quiet --disable-pip-version-check "$repo[cuda13]"
+else
+  export JAX_PLATFORMS=cpu
+  if command -v nvcc >/dev/null; then
+    version=$("$python" -c 'import jaxlib; print(jaxlib.__version__)')
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps \
+      "jax-cuda13-plugin==$version" "jax-cuda13-pjrt==$version"
+  fi
+fi
+
+# From an empty directory, so that the checkout cannot stand in for the installed package.
+mkdir "$scratch/empty"
+cd "$scratch/empty"
+"$python" -m pytest -c "$repo/pyproject.toml" --rootdir "$repo" -p no:cacheprovider "$repo/tests" "$@"

@@ -1,0 +1,92 @@
+"""Programs as users write them, and what XLA made of them."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+
+import jax_sa
+
+SLOTS, CAPACITY, MAX_DRAFT, STEPS = 64, 32_768, 8, 100
+
+
+def decode_step(state, targets):
+    draft = jax_sa.lookup(state, max_draft=MAX_DRAFT)
+    accepted = jax_sa.accept_greedy(draft, targets)
+    return jax_sa.extend(state, accepted.tokens, accepted.length)
+
+
+def fused_step(state, targets):
+    lengths = jnp.full(SLOTS, 2, jnp.int32)
+    state, draft = jax_sa.extend_lookup(state, targets, lengths, max_draft=MAX_DRAFT)
+    return state, draft.tokens
+
+
+def fori_loop(state, targets):
+    return jax.lax.fori_loop(0, STEPS, lambda i, state: decode_step(state, targets), state)
+
+
+def scan(state, targets):
+    def body(state, _):
+        return fused_step(state, targets)
+
+    return jax.lax.scan(body, state, length=STEPS)
+
+
+def while_loop(state, targets):
+    def body(carry):
+        state, draft = carry
+        accepted = jax_sa.accept_greedy(draft, targets)
+        return jax_sa.extend_lookup(state, accepted.tokens, accepted.length, max_draft=MAX_DRAFT)
+
+    def unfinished(carry):
+        return jnp.any(carry[0].length < CAPACITY // 2)
+
+    return jax.lax.while_loop(unfinished, body, (state, jax_sa.lookup(state, max_draft=MAX_DRAFT)))
+
+
+def one_slot(state, targets):
+    return jax_sa.extend(
+        state, targets[:1], jnp.full(1, 3, jnp.int32), slots=jnp.full(1, 5, jnp.int32)
+    )
+
+
+def housekeeping(state, targets):
+    slots = targets[0, :2]
+    return jax_sa.copy_slots(jax_sa.reset(state, slots), slots, slots + 2)
+
+
+PROGRAMS = [decode_step, fused_step, fori_loop, scan, while_loop, one_slot, housekeeping]
+
+
+def compile_program(program, sharding=None, **options):
+    """Compiles `program(state, targets)` with the state donated, from shapes alone."""
+    arguments = (
+        jax.eval_shape(functools.partial(jax_sa.init, SLOTS, CAPACITY)),
+        jax.ShapeDtypeStruct((SLOTS, 1 + MAX_DRAFT), jnp.int32),
+    )
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments
+    )
+    lowered = jax.jit(program, donate_argnums=0).lower(*arguments)
+    return lowered.compile(compiler_options=options)
+
+
+def assert_in_place(compiled):
+    """No copy as large as a slot, every leaf aliased, and no room to hide one in."""
+    slot_bytes = jax_sa.get_state_size(CAPACITY)
+    copies = [
+        line.strip()
+        for line in compiled.as_text().splitlines()
+        if (shape := re.search(r"= s32\[([\d,]+)\]\S* copy(-start)?\(", line))
+        and 4 * _product(shape[1]) >= slot_bytes // 8
+    ]
+    assert not copies
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= SLOTS * slot_bytes
+    assert memory.temp_size_in_bytes < slot_bytes // 8
+
+
+def _product(sizes):
+    return functools.reduce(lambda a, b: a * int(b), sizes.split(","), 1)

@@ -1,0 +1,44 @@
+// The automaton with lanes that run in a random order, to show that no lane waits for another
+// before they meet: on a GPU they do not. A C face for ctypes.
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+#include "host_warp.h"
+#include "rows.h"
+
+namespace {
+
+using namespace jax_sa;
+
+struct ShuffledWarp : HostWarp {
+  std::mt19937* random;
+
+  template <class Body>
+  void each(int32_t count, Body body) const {
+    int32_t order[kWindow];
+    std::iota(order, order + count, 0);
+    std::shuffle(order, order + count, *random);
+    for (int32_t i = 0; i < count; ++i) body(order[i]);
+  }
+};
+
+}  // namespace
+
+extern "C" void extend_lookup(int32_t* length, int32_t* status, int32_t* num_clones,
+                              Suffix* suffixes, int32_t* tokens, Node* nodes, Clone* clones,
+                              int32_t* heads, Edge* edges, int32_t num_slots, int32_t max_seq_len,
+                              int32_t num_entries, const int32_t* text, const int32_t* lengths,
+                              int32_t width, int32_t* draft, int32_t max_draft, uint32_t seed) {
+  std::mt19937 random(seed);
+  ShuffledWarp warp;
+  warp.random = &random;
+  int32_t scratch[3];
+  const ExtendLookup op{{length, status, num_clones, suffixes, tokens, nodes, clones, heads, edges,
+                         num_slots, max_seq_len, num_entries},
+                        {nullptr, num_slots},
+                        {text, lengths, width},
+                        {1, max_seq_len, true, true, 1e9},
+                        {draft, scratch, scratch + 1, scratch + 2, max_draft}};
+  op(warp, 0);
+}

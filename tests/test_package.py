@@ -1,0 +1,65 @@
+"""What a user imports and what `info` says of it."""
+
+import json
+import pathlib
+import re
+
+import jax
+import pytest
+
+import jax_sa
+import jax_sa.__main__
+from jax_sa import _targets, info
+
+PUBLIC = {
+    *("State", "Status", "init", "get_state_size"),
+    *("extend", "lookup", "extend_lookup", "reset", "copy_slots", "Draft", "DRAFT_FILL"),
+    *("accept_greedy", "Accepted"),
+}
+
+
+def test_the_public_names_are_listed_and_documented():
+    exported = set(re.findall(r"import (\w+) as \1\n", pathlib.Path(jax_sa.__file__).read_text()))
+    assert exported == PUBLIC
+    for name in PUBLIC - {"DRAFT_FILL"}:
+        assert getattr(jax_sa, name).__doc__
+
+
+def test_installed_from_elsewhere():
+    """The suite tests the installed package, not the checkout."""
+    assert pathlib.Path(jax_sa.__file__).parents[1] != pathlib.Path(__file__).parents[1]
+
+
+def test_cpu_handlers_are_usable_and_a_gpu_has_its_own():
+    handlers = info.collect()["handlers"]
+    assert handlers["cpu"]["problem"] is None
+    if jax.default_backend() == "gpu":
+        assert handlers["CUDA"]["problem"] is None
+    assert {"extend", "lookup", "extend_lookup", "reset", "copy_slots"} <= set(
+        handlers["cpu"]["built"]
+    )
+
+
+def test_info(capsys):
+    assert jax_sa.__main__.main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^cpu +usable \(.*extend_lookup", text, re.MULTILINE)
+    assert jax_sa.__main__.main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["jax"] == jax.__version__
+
+
+def test_handlers_that_are_too_new_are_not_registered():
+    class Module:
+        ffi_version = (0, 99)
+
+    assert re.match(
+        r"built for XLA FFI 0\.99, but jaxlib .* has 0\.", _targets._version_problem(Module)
+    )
+
+
+def test_commands_have_help(capsys):
+    for command in ("info", "replay", "plan"):
+        with pytest.raises(SystemExit) as stop:
+            jax_sa.__main__.main([command, "--help"])
+        assert stop.value.code == 0
+        assert command in capsys.readouterr().out

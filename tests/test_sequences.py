@@ -1,0 +1,104 @@
+"""Any sequence of calls leaves what the reference holds."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+from calls import (
+    assert_draft_equals,
+    assert_drafts_nothing,
+    copy_slots,
+    extend,
+    extend_lookup,
+    lookup,
+    reference_of,
+    reset,
+)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from inspection import assert_slot_equals
+
+import jax_sa
+from jax_sa import Status
+
+NUM_SLOTS, CAPACITY, WIDTH = 3, 24, 4
+
+slots = st.integers(0, NUM_SLOTS - 1)
+rows = st.lists(st.lists(st.integers(0, 2), max_size=WIDTH), min_size=NUM_SLOTS, max_size=NUM_SLOTS)
+options = st.sampled_from(
+    [
+        {},
+        {"occurrence": "first", "max_match": 3},
+        {"min_match": 2, "draft_factor": 0.5},
+        {"periodic": False},
+    ]
+)
+
+
+class AnySequence(RuleBasedStateMachine):
+    @initialize()
+    def start(self):
+        self.state = jax_sa.init(NUM_SLOTS, CAPACITY)
+        self.automata = [reference_of([], CAPACITY) for _ in range(NUM_SLOTS)]
+        self.status = [Status(0)] * NUM_SLOTS
+
+    def append(self, slot, block):
+        for token in block:
+            if len(self.automata[slot].text) == CAPACITY:
+                self.status[slot] |= Status.FULL
+                return
+            self.automata[slot].append(token)
+
+    def assert_drafts(self, draft, row, slot, **options):
+        if self.status[slot] & Status.FULL:
+            assert_drafts_nothing(draft, row)
+        else:
+            assert_draft_equals(draft, row, self.automata[slot], 3, **options)
+
+    @rule(rows=rows)
+    def extend(self, rows):
+        rows = [row + [0] * (WIDTH - len(row)) for row in rows], [len(row) for row in rows]
+        self.state = extend(self.state, rows[0], lengths=rows[1])
+        for slot in range(NUM_SLOTS):
+            self.append(slot, rows[0][slot][: rows[1][slot]])
+
+    @rule(rows=rows, order=st.permutations(range(NUM_SLOTS)), options=options)
+    def extend_lookup(self, rows, order, options):
+        padded, lengths = (
+            [row + [0] * (WIDTH - len(row)) for row in rows],
+            [len(row) for row in rows],
+        )
+        self.state, draft = extend_lookup(
+            self.state, padded, order, lengths=lengths, max_draft=3, **options
+        )
+        for row, slot in enumerate(order):
+            self.append(slot, rows[row])
+            self.assert_drafts(draft, row, slot, **options)
+
+    @rule(options=options)
+    def lookup(self, options):
+        draft = lookup(self.state, max_draft=3, **options)
+        for slot in range(NUM_SLOTS):
+            self.assert_drafts(draft, slot, slot, **options)
+
+    @rule(slot=slots)
+    def reset(self, slot):
+        self.state = reset(self.state, [slot])
+        self.automata[slot] = reference_of([], CAPACITY)
+        self.status[slot] = Status(0)
+
+    @rule(source=slots, destination=slots)
+    def copy(self, source, destination):
+        self.state = copy_slots(self.state, [source], [destination])
+        self.automata[destination] = reference_of(self.automata[source].text, CAPACITY)
+        self.status[destination] = self.status[source]
+
+    @invariant()
+    def same_automata(self):
+        state = jax.device_get(self.state)
+        for slot in range(NUM_SLOTS):
+            assert_slot_equals(state, slot, self.automata[slot], status=self.status[slot])
+
+
+TestAnySequence = AnySequence.TestCase
+TestAnySequence.settings = hypothesis.settings(
+    max_examples=60, stateful_step_count=25, deadline=None, derandomize=True
+)

@@ -1,0 +1,90 @@
+"""The state as plain data: sizes, saving, sharding."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import texts
+from calls import assert_states_equal, extend, lookup, reference_of
+from inspection import assert_slot_equals
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jax_sa
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3, 100, 8_192, 32_768, 131_072, 262_144])
+def test_get_state_size_is_the_bytes_of_a_slot(capacity):
+    state = jax.eval_shape(functools.partial(jax_sa.init, 3, capacity))
+    got = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert 3 * jax_sa.get_state_size(capacity) == got
+
+
+@pytest.mark.parametrize("capacity", [8_192, 32_768, 131_072, 262_144])
+def test_bytes_per_token(capacity):
+    assert jax_sa.get_state_size(capacity) <= 84 * capacity
+
+
+def test_init_is_zeros():
+    state = jax_sa.init(2, 10)
+    assert (state.num_slots, state.max_seq_len) == (2, 10)
+    assert all(leaf.dtype == jnp.int32 and not leaf.any() for leaf in jax.tree.leaves(state))
+    assert_states_equal(jax.jit(functools.partial(jax_sa.init, 2, 10))(), state)
+
+
+def test_a_saved_state_goes_on(tmp_path):
+    text = texts.SMALL["source-code"]
+    state = extend(jax_sa.init(1, len(text)), [text[:200]])
+    np.savez(tmp_path / "state.npz", **dataclasses.asdict(state))
+    with np.load(tmp_path / "state.npz") as file:
+        loaded = jax_sa.State(**{name: jnp.asarray(file[name]) for name in file.files})
+    loaded = extend(loaded, [text[200:]])
+    assert_slot_equals(loaded, 0, reference_of(text))
+
+
+def test_slots_over_devices():
+    """shard_map over the slot axis: no collectives, and the same automata."""
+    devices = jax.devices()  # four virtual ones on the CPU, what there is on a GPU
+    mesh = jax.make_mesh((len(devices),), ("slots",), devices=devices)
+    by_slot = NamedSharding(mesh, PartitionSpec("slots"))
+    num_slots = 2 * len(devices)
+    text = np.array([texts.random_text(3, 40, seed=s) for s in range(num_slots)], np.int32)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=PartitionSpec("slots"), out_specs=PartitionSpec("slots")
+    )
+    def replay(state, tokens):
+        def step(i, carry):
+            state, _ = carry
+            block = jax.lax.dynamic_slice_in_dim(tokens, 4 * i, 4, axis=1)
+            lengths = jnp.full_like(state.length, 4)
+            return jax_sa.extend_lookup(state, block, lengths, max_draft=5)
+
+        return jax.lax.fori_loop(0, 10, step, (state, jax_sa.lookup(state, max_draft=5)))
+
+    state = jax.device_put(jax_sa.init(num_slots, 40), by_slot)
+    tokens = jax.device_put(jnp.asarray(text), by_slot)
+    compiled = replay.lower(state, tokens).compile().as_text()
+    assert not any(op in compiled for op in ("all-gather", "all-reduce", "all-to-all"))
+    state, draft = replay(state, tokens)
+    assert state.edges.sharding.is_equivalent_to(by_slot, 3)
+    local = jax.device_get(state)
+    for slot in range(num_slots):
+        assert_slot_equals(local, slot, reference_of(text[slot].tolist()))
+    whole = lookup(jax.tree.map(jnp.asarray, local), max_draft=5)
+    assert_states_equal(jax.device_get(draft), jax.device_get(whole))
+
+
+def test_export(tmp_path):
+    """A lookup exported for CPU and CUDA at once, serialised and called again."""
+    state = extend(jax_sa.init(1, 8), [[1, 2, 1]])
+    draft = functools.partial(jax_sa.lookup, max_draft=2)
+    allowed = [jax.export.DisabledSafetyCheck.custom_call("jax_sa_lookup")]
+    exported = jax.export.export(
+        jax.jit(draft), platforms=("cpu", "cuda"), disabled_checks=allowed
+    )(state)
+    assert {"cpu", "cuda"} == set(exported.platforms)
+    assert exported.call(state).tokens.tolist() == [[2, 1]]
