@@ -1,13 +1,16 @@
 """Speculative decoding without a draft model: suffix automata as pytrees, in jit, on CPU and CUDA.
 
-state = jax_sa.init(num_slots=64, max_seq_len=32_768)
-state = jax_sa.extend(state, prompts, prompt_lengths)
-draft = jax_sa.lookup(state, max_draft=16)
-accepted = jax_sa.accept_greedy(draft, logits)
-state = jax_sa.extend(state, accepted.tokens, accepted.length)
+The shape of a decoding loop:
+
+    state = jax_sa.init(num_slots=64, max_seq_len=32_768)
+    state = jax_sa.extend(state, prompts, prompt_lengths)
+    draft = jax_sa.lookup(state, max_draft=16)
+    accepted = jax_sa.accept_greedy(draft, logits)
+    state = jax_sa.extend(state, accepted.tokens, accepted.length)
 """
 
 from jax_sa import _targets
+from jax_sa import cache_schema as cache_schema
 from jax_sa.automaton import DRAFT_FILL as DRAFT_FILL
 from jax_sa.automaton import Draft as Draft
 from jax_sa.automaton import copy_slots as copy_slots

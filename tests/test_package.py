@@ -15,6 +15,7 @@ PUBLIC = {
     *("State", "Status", "init", "get_state_size"),
     *("extend", "lookup", "extend_lookup", "reset", "copy_slots", "Draft", "DRAFT_FILL"),
     *("accept_greedy", "Accepted"),
+    "cache_schema",
 }
 
 

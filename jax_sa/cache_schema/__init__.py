@@ -1,0 +1,36 @@
+"""Plan, check and allocate the caches of DeepSeek-V4-style models (docs/cache_schema.md)."""
+
+from jax_sa.cache_schema.allocation import Cache as Cache
+from jax_sa.cache_schema.allocation import CompressorState as CompressorState
+from jax_sa.cache_schema.allocation import allocate as allocate
+from jax_sa.cache_schema.block_table import PADDING_PAGE as PADDING_PAGE
+from jax_sa.cache_schema.block_table import PADDING_SLOT as PADDING_SLOT
+from jax_sa.cache_schema.block_table import BlockTable as BlockTable
+from jax_sa.cache_schema.block_table import TokenLocation as TokenLocation
+from jax_sa.cache_schema.block_table import claim_blocks as claim_blocks
+from jax_sa.cache_schema.block_table import free_blocks as free_blocks
+from jax_sa.cache_schema.block_table import init_block_table as init_block_table
+from jax_sa.cache_schema.block_table import locate_tokens as locate_tokens
+from jax_sa.cache_schema.budget import BlockBudget as BlockBudget
+from jax_sa.cache_schema.budget import compute_block_budget as compute_block_budget
+from jax_sa.cache_schema.config import AttentionType as AttentionType
+from jax_sa.cache_schema.config import DSV4Config as DSV4Config
+from jax_sa.cache_schema.config import LayerSpec as LayerSpec
+from jax_sa.cache_schema.config import dsv4_flash as dsv4_flash
+from jax_sa.cache_schema.config import dsv4_pro as dsv4_pro
+from jax_sa.cache_schema.config import layer_schedule as layer_schedule
+from jax_sa.cache_schema.hf_config import from_hf as from_hf
+from jax_sa.cache_schema.layout import CacheLayout as CacheLayout
+from jax_sa.cache_schema.layout import Entry as Entry
+from jax_sa.cache_schema.layout import Page as Page
+from jax_sa.cache_schema.planner import CachePlan as CachePlan
+from jax_sa.cache_schema.planner import Part as Part
+from jax_sa.cache_schema.planner import StagePlan as StagePlan
+from jax_sa.cache_schema.planner import max_context as max_context
+from jax_sa.cache_schema.planner import max_requests as max_requests
+from jax_sa.cache_schema.planner import plan as plan
+from jax_sa.cache_schema.schema import LayerCacheSchema as LayerCacheSchema
+from jax_sa.cache_schema.schema import build_schema as build_schema
+from jax_sa.cache_schema.sizes import bytes_per_block as bytes_per_block
+from jax_sa.cache_schema.sizes import bytes_per_token as bytes_per_token
+from jax_sa.cache_schema.sizes import request_state_bytes as request_state_bytes
