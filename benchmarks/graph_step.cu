@@ -1,7 +1,8 @@
 // Times the kernels alone, as nodes of a CUDA graph, without XLA around them.
 //
 //     python benchmarks/source_tokens.py tokens.bin 400000
-//     nvcc -std=c++17 -O3 -arch=native -I ffi benchmarks/graph_step.cu ffi/automaton.cu -o graph_step
+//     nvcc -std=c++17 -O3 -arch=native -I ffi benchmarks/graph_step.cu ffi/automaton.cu -o
+//     graph_step
 //     ./graph_step tokens.bin
 //
 // Every slot replays another stretch of the tokens, just short of its capacity: a step appends m
@@ -22,13 +23,13 @@ constexpr int kGraphs = 8;
 constexpr int kSingleSteps = 2000;
 constexpr int kStride = 4096;
 
-#define CHECK(call)                                                                   \
-  do {                                                                                \
-    const cudaError_t error = (call);                                                 \
-    if (error != cudaSuccess) {                                                       \
-      std::fprintf(stderr, "%s: %s\n", #call, cudaGetErrorString(error));             \
-      std::exit(1);                                                                   \
-    }                                                                                 \
+#define CHECK(call)                                                       \
+  do {                                                                    \
+    const cudaError_t error = (call);                                     \
+    if (error != cudaSuccess) {                                           \
+      std::fprintf(stderr, "%s: %s\n", #call, cudaGetErrorString(error)); \
+      std::exit(1);                                                       \
+    }                                                                     \
   } while (0)
 
 template <class T>
@@ -105,8 +106,9 @@ void measure(const std::vector<int32_t>& tokens, int slots, int context, int acc
                       device_zeros<int32_t>(slots), device_zeros<int32_t>(slots), kDraft};
   const auto step = [&](int i) {
     const Text text{texts + int64_t{i} * slots * accepted, lengths, accepted};
-    CHECK(launch(ExtendLookup{state, {nullptr, slots}, text, {1, 1 << 30, true, true, 1e30}, drafts},
-                 stream));
+    CHECK(
+        launch(ExtendLookup{state, {nullptr, slots}, text, {1, 1 << 30, true, true, 1e30}, drafts},
+               stream));
   };
 
   int done = 0;
@@ -137,7 +139,8 @@ void measure(const std::vector<int32_t>& tokens, int slots, int context, int acc
     }
     CHECK(cudaStreamSynchronize(stream));
     std::vector<float> us;
-    for (int i = 0; i < kSingleSteps; ++i) us.push_back(milliseconds(events[i], events[i + 1]) * 1e3f);
+    for (int i = 0; i < kSingleSteps; ++i)
+      us.push_back(milliseconds(events[i], events[i + 1]) * 1e3f);
     std::sort(us.begin(), us.end());
     return us;
   };

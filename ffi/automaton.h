@@ -52,8 +52,8 @@ class Automaton {
       append_root();
       return;
     }
-    if (!warp_.broadcast(lane, [&](int32_t lane) { return place_[lane].solid; })) split(lane, token);
-    const int32_t target = warp_.broadcast(lane, [&](int32_t lane) { return place_[lane].target; });
+    if (!is_solid_in(lane)) split(lane, token);
+    const int32_t target = target_in(lane);
     warp_.only(0, [&](int32_t) { slot_.nodes[length_].link = target; });
     advance(lane);
   }
@@ -61,13 +61,13 @@ class Automaton {
   // The longest suffix of at least min_match and at most max_match tokens that occurred before,
   // and where: at its first end position or at the most recent one known.
   JAX_SA_FN Match match(int32_t min_match, int32_t max_match, bool recent) const {
-    const int32_t longest = warp_.broadcast(0, [&](int32_t lane) { return suffix_[lane].length; });
+    const int32_t longest = length_in(0);
     const int32_t length = longest < max_match ? longest : max_match;
     if (length == 0 || length < min_match) return {0, 0};
-    const int32_t lane = Warp::count_bits(warp_.ballot(count_, [&](int32_t lane) {
-                           return suffix_[lane].length >= length;
-                         })) - 1;
-    int32_t node = warp_.broadcast(lane, [&](int32_t lane) { return suffix_[lane].node; });
+    const uint32_t as_long =
+        warp_.ballot(count_, [&](int32_t lane) { return suffix_[lane].length >= length; });
+    const int32_t lane = Warp::count_bits(as_long) - 1;  // lengths fall from lane to lane
+    int32_t node = node_in(lane);
     if (recent) return {length, slot_.recent_end(node)};
     if (lane == kWindow - 1) {  // a shorter suffix beyond the window may have occurred earlier
       for (int32_t up = link(node); slot_.node_length(up) >= length; up = link(up)) {
@@ -93,6 +93,20 @@ class Automaton {
   template <class T>
   using PerLane = typename Warp::template PerLane<T>;
 
+  // What one lane has, told to all.
+  JAX_SA_FN int32_t node_in(int32_t lane) const {
+    return warp_.broadcast(lane, [&](int32_t own) { return suffix_[own].node; });
+  }
+  JAX_SA_FN int32_t length_in(int32_t lane) const {
+    return warp_.broadcast(lane, [&](int32_t own) { return suffix_[own].length; });
+  }
+  JAX_SA_FN int32_t target_in(int32_t lane) const {
+    return warp_.broadcast(lane, [&](int32_t own) { return place_[own].target; });
+  }
+  JAX_SA_FN bool is_solid_in(int32_t lane) const {
+    return warp_.broadcast(lane, [&](int32_t own) { return place_[own].solid; });
+  }
+
   JAX_SA_FN int32_t link(int32_t node) const { return slot_.nodes[node].link; }
 
   // Gives every suffix that lacks an edge with the token one to the new node; returns the lane of
@@ -108,7 +122,7 @@ class Automaton {
       add_to_each(first, token);
       if (found != 0) return first;
       if (complete_) return kNoLane;
-      const int32_t shortest = warp_.broadcast(kWindow - 1, [&](int32_t lane) { return suffix_[lane].node; });
+      const int32_t shortest = node_in(kWindow - 1);
       count_ = 0;
       follow_links(shortest);
     }
@@ -116,8 +130,8 @@ class Automaton {
 
   // Clones the target of the lane's edge for the suffixes that reach it by shorter strings.
   JAX_SA_FN void split(int32_t lane, int32_t token) {
-    const int32_t original = warp_.broadcast(lane, [&](int32_t lane) { return place_[lane].target; });
-    const int32_t length = warp_.broadcast(lane, [&](int32_t lane) { return suffix_[lane].length; }) + 1;
+    const int32_t original = target_in(lane);
+    const int32_t length = length_in(lane) + 1;
     const int32_t clone = slot_.max_seq_len + 1 + num_clones_++;
     warp_.only(0, [&](int32_t) {
       slot_.nodes[clone] = {slot_.nodes[original].link, slot_.recent_end(original)};
@@ -154,8 +168,8 @@ class Automaton {
       place_[lane].target = clone;
       slot_.edges[place_[lane].entry].target = clone << 1 | (lane == first ? 1 : 0);
     });
-    if (complete_ || warp_.broadcast(count_ - 1, [&](int32_t lane) { return place_[lane].target; }) != clone) return;
-    const int32_t shortest = warp_.broadcast(count_ - 1, [&](int32_t lane) { return suffix_[lane].node; });
+    if (complete_ || target_in(count_ - 1) != clone) return;
+    const int32_t shortest = node_in(count_ - 1);
     warp_.only(0, [&](int32_t) {  // past the window, link by link
       int32_t node = shortest;
       while (node != kRoot) {
@@ -180,7 +194,7 @@ class Automaton {
     warp_.compact(distinct, suffix_);
     count_ = Warp::count_bits(distinct);
     if (!complete_) {
-      follow_links(warp_.broadcast(count_ - 1, [&](int32_t lane) { return suffix_[lane].node; }));
+      follow_links(node_in(count_ - 1));
     } else if (count_ < kWindow) {
       append_root();
     } else {

@@ -20,8 +20,7 @@ constexpr int64_t kTokensPerThread = 128;
 // busy to finish.
 template <class Body>
 void parallel_rows(xla::ffi::ThreadPool pool, int32_t count, int64_t tokens, const Body& body) {
-  const int64_t threads =
-      std::min({pool.num_threads(), int64_t{count}, tokens / kTokensPerThread});
+  const int64_t threads = std::min({pool.num_threads(), int64_t{count}, tokens / kTokensPerThread});
   if (threads <= 1) {
     for (int32_t row = 0; row < count; ++row) body(row);
     return;

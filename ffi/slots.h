@@ -63,8 +63,8 @@ struct CopySlots {
   // The destination's status after the row; the other leaves are bytes to copy.
   JAX_SA_FN void write_status(int32_t row, Action action) const {
     const int32_t to = destinations[row];
-    leaves.status[to] = leaves.status[action.copies ? sources[row] : to] |
-                        (action.conflict ? kConflict : 0);
+    leaves.status[to] =
+        leaves.status[action.copies ? sources[row] : to] | (action.conflict ? kConflict : 0);
   }
   JAX_SA_FN bool is_status(int32_t leaf) const {
     return leaves.data[leaf] == reinterpret_cast<char*>(leaves.status);

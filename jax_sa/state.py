@@ -101,7 +101,7 @@ def slot_shapes(max_seq_len: int) -> dict[str, tuple[int, ...]]:
 
 
 def get_state_size(max_seq_len: int) -> int:
-    """The bytes of one slot: 72 for each token of `max_seq_len`, and about 300.
+    """The bytes of one slot: 76 for each token of `max_seq_len`, and about 300.
 
     Raises:
       ValueError: `max_seq_len` is outside [1, 2**28].
