@@ -1,13 +1,9 @@
-// Times the kernels alone, as nodes of a CUDA graph, without XLA around them.
-//
-//     python benchmarks/source_tokens.py tokens.bin 400000
-//     nvcc -std=c++17 -O3 -arch=native -I ffi benchmarks/graph_step.cu ffi/automaton.cu -o
-//     graph_step
-//     ./graph_step tokens.bin
+// Times the kernels alone, as nodes of a CUDA graph, without XLA around them: a line of JSON for
+// each case. benchmarks/graph_step.py builds and runs it.
 //
 // Every slot replays another stretch of the tokens, just short of its capacity: a step appends m
-// tokens and drafts 8 more. `graph` is the time per step of graphs of 100 steps. The other columns
-// come from single steps between two events, an empty kernel's time (also shown) subtracted.
+// tokens and drafts 8 more. `graph_us` is the time per step of graphs of 100 steps. The others
+// come from single steps between two events, less what an empty kernel takes between them.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -151,10 +147,11 @@ void measure(const std::vector<int32_t>& tokens, int slots, int context, int acc
   CHECK(cudaMemcpy(&length, state.length, 4, cudaMemcpyDeviceToHost));
   CHECK(cudaMemcpy(&status, state.status, 4, cudaMemcpyDeviceToHost));
   if (length != context || status != 0) std::exit(2);
-  std::printf("%5d %7d %3d | %6.2f | %6.2f %6.2f %6.2f %6.2f (empty %.2f) | %7.1f %5.2f\n", slots,
-              context, accepted, graph_us[graph_us.size() / 2], us[kSingleSteps / 2] - base,
-              us[kSingleSteps * 99 / 100] - base, us[kSingleSteps * 999 / 1000] - base,
-              us.back() - base, base, prefill_ms, prefill_ms * 1e3 / prefill);
+  std::printf(
+      "{\"slots\": %d, \"max_seq_len\": %d, \"accepted\": %d, \"graph_us\": %.2f, "
+      "\"p50_us\": %.2f, \"p99_us\": %.2f, \"max_us\": %.2f, \"prefill_us_per_token\": %.3f}\n",
+      slots, context, accepted, graph_us[graph_us.size() / 2], us[kSingleSteps / 2] - base,
+      us[kSingleSteps * 99 / 100] - base, us.back() - base, prefill_ms * 1e3 / prefill);
   std::fflush(stdout);
   CHECK(cudaDeviceReset());
 }
@@ -169,7 +166,6 @@ int main(int argc, char** argv) {
   }
   std::vector<int32_t> tokens(1 << 22);
   tokens.resize(std::fread(tokens.data(), 4, tokens.size(), file));
-  std::printf("slots context m | graph | single p50 p99 p99.9 max | prefill ms, us a token\n");
   for (const int context : {32768, 131072}) {
     for (const int slots : {1, 64, 256}) {
       for (const int accepted : {1, 4}) measure(tokens, slots, context, accepted);

@@ -3,7 +3,6 @@
 import itertools
 import pathlib
 import re
-import sys
 import sysconfig
 
 import numpy as np
@@ -30,8 +29,3 @@ def slot_texts(num_slots: int, length: int) -> np.ndarray:
     stride = 4096
     tokens = source_tokens(length + stride * min(num_slots, 64))
     return np.stack([tokens[(s % 64) * stride :][:length] for s in range(num_slots)])
-
-
-if __name__ == "__main__":
-    path, length = sys.argv[1:]
-    source_tokens(int(length)).tofile(path)
