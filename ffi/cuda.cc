@@ -1,8 +1,10 @@
 // The CUDA handlers and the module `jax_sa._cuda`. It links the CUDA runtime statically and
 // imports on machines without a GPU.
+#include "fused_copy_handlers.h"
 #include "handlers.h"
 #include "kernels.h"
 #include "module.h"
+#include "seqlens_handlers.h"
 
 namespace jax_sa {
 namespace {
@@ -21,6 +23,8 @@ struct CudaRunner {
 };
 
 using Cuda = Handlers<CudaRunner>;
+using CudaSeqlens = SeqlensHandlers<CudaRunner>;
+using CudaFusedCopy = FusedCopyHandlers<CudaRunner>;
 
 // A handler only launches kernels on the stream it is given, so a CUDA graph can hold it.
 constexpr auto kTraits = {ffi::Traits::kCmdBufferCompatible};
@@ -30,13 +34,17 @@ XLA_FFI_DEFINE_HANDLER(kLookup, Cuda::lookup, Cuda::bind_lookup(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kExtendLookup, Cuda::extend_lookup, Cuda::bind_extend_lookup(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kReset, Cuda::reset, Cuda::bind_reset(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kCopySlots, Cuda::copy_slots, Cuda::bind_copy_slots(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kExpandSeqlens, CudaSeqlens::expand, CudaSeqlens::bind_expand(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kFusedCopy, CudaFusedCopy::copy, CudaFusedCopy::bind_copy(), kTraits);
 
 PYBIND11_MODULE(_cuda, module) {
   define_module(module, {{"extend", kExtend},
                          {"lookup", kLookup},
                          {"extend_lookup", kExtendLookup},
                          {"reset", kReset},
-                         {"copy_slots", kCopySlots}});
+                         {"copy_slots", kCopySlots},
+                         {"expand_seqlens", kExpandSeqlens},
+                         {"fused_copy", kFusedCopy}});
 }
 
 }  // namespace

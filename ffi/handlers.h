@@ -7,18 +7,12 @@
 
 #include <cstdint>
 
+#include "buffers.h"
 #include "rows.h"
 #include "slots.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jax_sa {
-
-namespace ffi = xla::ffi;
-
-template <size_t rank>
-using Ints = ffi::Buffer<ffi::S32, rank>;
-template <size_t rank>
-using IntsOut = ffi::Result<Ints<rank>>;
 
 // The state's leaves in the order of `jax_sa.State`'s fields.
 inline ffi::ErrorOr<State> state_from(ffi::RemainingArgs leaves) {

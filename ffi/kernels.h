@@ -4,7 +4,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include "fused_copy.h"
 #include "rows.h"
+#include "seqlens.h"
 #include "slots.h"
 
 namespace jax_sa {
@@ -14,5 +16,7 @@ cudaError_t launch(const Lookup& op, cudaStream_t stream);
 cudaError_t launch(const ExtendLookup& op, cudaStream_t stream);
 cudaError_t launch(const Reset& op, cudaStream_t stream);
 cudaError_t launch(const CopySlots& op, cudaStream_t stream);
+cudaError_t launch(const ExpandSeqlens& op, cudaStream_t stream);
+cudaError_t launch(const FusedCopy& op, cudaStream_t stream);
 
 }  // namespace jax_sa

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_sa._checks import (
     INT32_MAX,
@@ -23,6 +22,7 @@ from jax_sa._checks import (
     check_int,
     check_positive_float,
 )
+from jax_sa._result_types import result_type
 from jax_sa._targets import target_name
 from jax_sa.state import State, check_state
 
@@ -104,7 +104,7 @@ def lookup(
       ValueError, TypeError: at trace time, naming the argument.
     """
     check_state(state)
-    attributes = _check_lookup(max_draft, min_match, max_match, occurrence, draft_factor, periodic)
+    attributes = check_lookup(max_draft, min_match, max_match, occurrence, draft_factor, periodic)
     rows, slots = _check_slots(state, slots)
     drafted = _draft_types(state, rows, max_draft)
     results, _ = _call("lookup", (slots,), state, drafted, attributes)
@@ -130,7 +130,7 @@ def extend_lookup(
     the first drafts.
     """
     check_state(state)
-    attributes = _check_lookup(max_draft, min_match, max_match, occurrence, draft_factor, periodic)
+    attributes = check_lookup(max_draft, min_match, max_match, occurrence, draft_factor, periodic)
     tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
     drafted = _draft_types(state, tokens.shape[0], max_draft)
     results, state = _call(
@@ -191,7 +191,7 @@ def _check_slots(state: State, slots: Any) -> tuple[int, jax.Array]:
     return rows, slots
 
 
-def _check_lookup(
+def check_lookup(
     max_draft: Any,
     min_match: Any,
     max_match: Any,
@@ -199,7 +199,10 @@ def _check_lookup(
     draft_factor: Any,
     periodic: Any,
 ) -> dict[str, Any]:
-    """The attributes of a lookup: always these types, because XLA compares them by value only."""
+    """The options of a lookup, checked, as the attributes of its targets.
+
+    They are always of these types, because XLA compares attributes by value only.
+    """
     check_int("max_draft", max_draft, 1, MAX_DRAFT)
     min_match = check_int("min_match", min_match, 1)
     return {
@@ -216,18 +219,8 @@ def _check_lookup(
 
 
 def _draft_types(state: State, rows: int, max_draft: int) -> list[jax.ShapeDtypeStruct]:
-    return [_like(state, shape) for shape in ((rows, max_draft), (rows,), (rows,), (rows,))]
-
-
-def _like(state: State, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """An int32 result that, under shard_map, varies over the mesh axes that the state does."""
-    like = jax.typeof(state.length)
-    if like.sharding.mesh.empty:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
-    sharding = NamedSharding(like.sharding.mesh, PartitionSpec())
-    return jax.ShapeDtypeStruct(
-        shape, jnp.int32, sharding=sharding, manual_axis_type=like.manual_axis_type
-    )
+    shapes = ((rows, max_draft), (rows,), (rows,), (rows,))
+    return [result_type(state.length, shape) for shape in shapes]
 
 
 def _call(

@@ -12,6 +12,11 @@ import pytest
 from conftest import unavailable
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from metadata_programs import (
+    METADATA_PROGRAMS,
+    assert_copies_in_place,
+    compile_metadata_program,
+)
 from programs import PROGRAMS, assert_in_place, compile_program
 
 from jax_sa import _targets
@@ -42,7 +47,20 @@ def test_in_place(h100, program):
 def test_captured(h100, program, tmp_path):
     """Every custom call sits inside a command buffer, which becomes a CUDA graph."""
     compile_program(program, h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
-    (dump,) = tmp_path.glob("*thunk_sequence_after_thunk_passes.txt")
+    assert_captured(tmp_path)
+
+
+@pytest.mark.parametrize("program", METADATA_PROGRAMS, ids=lambda program: program.__name__)
+def test_metadata_in_place_and_captured(h100, program, tmp_path):
+    compiled = compile_metadata_program(
+        program, h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1
+    )
+    assert_copies_in_place(compiled)
+    assert_captured(tmp_path)
+
+
+def assert_captured(dumps):
+    (dump,) = dumps.glob("*thunk_sequence_after_thunk_passes.txt")
     assert set(custom_calls_captured(dump.read_text())) == {True}
 
 
