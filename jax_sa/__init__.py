@@ -18,11 +18,26 @@ from jax_sa.automaton import extend as extend
 from jax_sa.automaton import extend_lookup as extend_lookup
 from jax_sa.automaton import lookup as lookup
 from jax_sa.automaton import reset as reset
+from jax_sa.fused_copy import Copied as Copied
+from jax_sa.fused_copy import ReplayMetadata as ReplayMetadata
+from jax_sa.fused_copy import copy_replay_metadata as copy_replay_metadata
+from jax_sa.fused_copy import fused_copy as fused_copy
+from jax_sa.generate import Decoder as Decoder
+from jax_sa.generate import Generation as Generation
+from jax_sa.generate import NeuralDrafter as NeuralDrafter
+from jax_sa.generate import generate as generate
+from jax_sa.manager import SAConfig as SAConfig
+from jax_sa.manager import SuffixAutomatonManager as SuffixAutomatonManager
+from jax_sa.seqlens import ExpandedSeqlens as ExpandedSeqlens
+from jax_sa.seqlens import expand_seqlens as expand_seqlens
 from jax_sa.state import State as State
 from jax_sa.state import Status as Status
 from jax_sa.state import get_state_size as get_state_size
 from jax_sa.state import init as init
 from jax_sa.verify import Accepted as Accepted
+from jax_sa.verify import Sampling as Sampling
 from jax_sa.verify import accept_greedy as accept_greedy
+from jax_sa.verify import accept_sampled as accept_sampled
+from jax_sa.verify import merge_drafts as merge_drafts
 
 _targets.require_cpu()

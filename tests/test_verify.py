@@ -1,4 +1,6 @@
-"""accept_greedy against a loop over the tokens."""
+"""accept_greedy and merge_drafts against loops over the tokens, accept_sampled against chance."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 
 import jax_sa
+from jax_sa import verify
 
 
 def draft_of(tokens, length):
@@ -54,3 +57,243 @@ def test_longest_confirmed_prefix(dtype, seed):
 def test_errors(draft, targets, error, message):
     with pytest.raises(error, match=message):
         jax_sa.accept_greedy(draft, targets)
+
+
+def test_no_drafted_tokens():
+    draft = draft_of(np.zeros((2, 0)), [0, 0])
+    assert jax_sa.accept_greedy(draft, jnp.asarray([[4], [5]], jnp.int32)).tokens.tolist() == [
+        [4],
+        [5],
+    ]
+    logits = jax.nn.one_hot(jnp.asarray([[4], [5]]), 9)
+    accepted = jax_sa.accept_sampled(jax.random.key(0), draft, logits, 0.0)
+    assert accepted.tokens.tolist() == [[4], [5]] and accepted.length.tolist() == [1, 1]
+
+
+# accept_sampled: three positions of five tokens, the draft always 2, 0. A row is a trial.
+TRIALS = 60_000
+LOGITS = np.array([[0.1, -0.4, 0.9, 0.0, -2.0], [1.2, 0.3, -0.5, 0.8, 0.2], [0.0, 1.0, 0.5, -1, 2]])
+DRAFT = [2, 0]
+FILTERS = [
+    {},
+    {"temperature": 0.6},
+    {"top_k": 3},
+    {"top_p": 0.7},
+    {"temperature": 1.7, "top_k": 4, "top_p": 0.85},
+]
+ONCE_IN_A_MILLION = 1e-6
+
+
+def distribution(logits, temperature=1.0, top_k=None, top_p=1.0):
+    """The target as the words say it: one token after another, likeliest first."""
+    order = sorted(range(len(logits)), key=lambda token: -logits[token])[:top_k]
+    weights = np.exp(np.array([logits[token] for token in order]) / temperature)
+    probabilities, kept = np.zeros(len(logits)), 0.0
+    for token, weight in zip(order, weights / weights.sum(), strict=True):
+        if kept < top_p:
+            probabilities[token] = weight
+        kept += weight
+    return probabilities / probabilities.sum()
+
+
+def sampled(options, length=2, seed=0):
+    draft = draft_of(np.tile(DRAFT, (TRIALS, 1)), np.full(TRIALS, length))
+    logits = jnp.asarray(np.tile(LOGITS, (TRIALS, 1, 1)), jnp.float32)
+    accept = jax.jit(functools.partial(jax_sa.accept_sampled, **options))
+    return jax.device_get(accept(jax.random.key(seed), draft, logits))
+
+
+def chance(tokens, probabilities):
+    """Of frequencies at least as far from `probabilities`: Pearson's chi-square."""
+    counts = np.bincount(tokens, minlength=len(probabilities))
+    assert not np.any(counts[probabilities == 0])
+    expected = len(tokens) * probabilities[probabilities > 0]
+    statistic = np.sum((counts[probabilities > 0] - expected) ** 2 / expected)
+    degrees = np.count_nonzero(probabilities) - 1
+    return float(jax.scipy.special.gammaincc(degrees / 2, statistic / 2))
+
+
+def chances(accepted, options):
+    """Of the tokens at each position, given that the step came so far: each has its target."""
+    return [
+        chance(accepted.tokens[accepted.length > position, position], target)
+        for position, target in enumerate(distribution(logits, **options) for logits in LOGITS)
+        if np.any(accepted.length > position)
+    ]
+
+
+@pytest.mark.parametrize("options", FILTERS, ids=str)
+@pytest.mark.parametrize("length", [0, 1, 2])
+def test_emitted_tokens_have_the_targets_distribution(options, length):
+    accepted = sampled(options, length)
+    assert min(chances(accepted, options)) > 1e-3
+    # A step goes on as often as the target confirms what was drafted.
+    for position in range(length):
+        confirmed = accepted.length[accepted.length > position] > position + 1
+        p = distribution(LOGITS[position], **options)[DRAFT[position]]
+        if 0 < p < 1:
+            assert chance(confirmed.astype(int), np.array([1 - p, p])) > 1e-3
+        else:
+            assert np.all(confirmed == p)
+    assert accepted.length.max() <= 1 + length
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda scores, refused: scores,  # p itself: drafted tokens come too often
+        lambda scores, refused: jnp.zeros_like(scores).at[:, 2].set(-jnp.inf),  # uniform
+    ],
+)
+def test_the_check_sees_a_wrong_residual(wrong, monkeypatch):
+    monkeypatch.setattr(verify, "_without", wrong)
+    assert chances(sampled({}), {})[0] < ONCE_IN_A_MILLION
+
+
+def test_the_check_sees_drafts_accepted_too_often(monkeypatch):
+    uniform = jax.random.uniform
+    monkeypatch.setattr(jax.random, "uniform", lambda *args: 0.9 * uniform(*args))
+    assert chances(sampled({}), {})[0] < ONCE_IN_A_MILLION
+
+
+def test_as_direct_sampling():
+    """Two samples of one law: tokens drawn by jax.random, and those of accept_sampled."""
+    drawn = jax.random.categorical(
+        jax.random.key(1), jnp.asarray(LOGITS[0], jnp.float32), shape=(TRIALS,)
+    )
+    ours = np.bincount(sampled({}, seed=2).tokens[:, 0], minlength=5)
+    theirs = np.bincount(np.asarray(drawn), minlength=5)
+    statistic = np.sum((ours - theirs) ** 2 / (ours + theirs))
+    assert jax.scipy.special.gammaincc(4 / 2, statistic / 2) > 1e-3
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.3}], ids=str)
+def test_temperature_zero_is_greedy(seed, options):
+    random = np.random.default_rng(seed)
+    logits = jnp.asarray(random.integers(0, 3, (50, 4, 6)), jnp.bfloat16)  # ties, too
+    best = np.array(jnp.argmax(logits, axis=-1))[:, :3]
+    tokens = np.where(random.random((50, 3)) < 0.7, best, random.integers(-2, 8, (50, 3)))
+    draft = draft_of(tokens, random.integers(0, 4, 50))
+    greedy = jax_sa.accept_greedy(draft, logits)
+    sampled = jax_sa.accept_sampled(jax.random.key(seed), draft, logits, 0.0, **options)
+    jax.tree.map(np.testing.assert_array_equal, sampled, greedy)
+
+
+def test_every_row_has_its_own_filter():
+    """Rows with 0 are greedy, rows with top_k 1, a tiny top_p or a tiny temperature are, too."""
+    rows = 6
+    draft = draft_of(np.full((rows, 2), 4), np.zeros(rows))
+    logits = jnp.asarray(np.tile(LOGITS, (rows, 1, 1)), jnp.float32)
+    sampling = {
+        "temperature": jnp.asarray([0.0, 1e-30, 1.0, 1.0, -1.0, 50.0]),
+        "top_k": jnp.asarray([5, 5, 1, 5, 5, 5], jnp.int32),
+        "top_p": jnp.asarray([1.0, 1.0, 1.0, 0.0, 1.0, 1.0]),
+    }
+    drawn = jax.vmap(lambda key: jax_sa.accept_sampled(key, draft, logits, **sampling).tokens)(
+        jax.random.split(jax.random.key(0), 200)
+    )
+    for row in range(rows):
+        seen = set(np.asarray(drawn[:, row, 0]).tolist())
+        assert seen == ({2} if row < 5 else set(range(5)))
+
+
+def test_ties_with_the_last_are_kept():
+    logits = jnp.asarray([[[1.0, 3.0, 1.0, 1.0, 0.0]]])
+    draft = draft_of(np.zeros((1, 0)), [0])
+    for options, kept in [({"top_k": 2}, {0, 1, 2, 3}), ({"top_p": 0.8}, {0, 1, 2, 3})]:
+        drawn = jax.vmap(lambda key, o=options: jax_sa.accept_sampled(key, draft, logits, **o))(
+            jax.random.split(jax.random.key(0), 500)
+        )
+        assert set(np.asarray(drawn.tokens).ravel().tolist()) == kept
+
+
+def test_tokens_that_the_model_does_not_know_are_refused():
+    draft = draft_of([[-1], [5], [2**31 - 1]], [1, 1, 1])
+    accepted = jax_sa.accept_sampled(jax.random.key(0), draft, jnp.zeros((3, 2, 5)))
+    assert accepted.length.tolist() == [1, 1, 1]
+    assert np.all((accepted.tokens[:, 0] >= 0) & (accepted.tokens[:, 0] < 5))
+
+
+KEY = jax.random.key(0)
+ONE = draft_of([[1]], [1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"draft": [[1]]}, TypeError, "draft: expected a jax_sa.Draft"),
+        ({"logits": jnp.zeros((1, 3, 5))}, ValueError, r"logits: .*float32\[1, 2, V\], got"),
+        ({"logits": jnp.zeros((1, 2, 5), jnp.int32)}, TypeError, "logits: .*float32.*got int32"),
+        ({"temperature": -0.1}, ValueError, "temperature: expected a finite .*got -0.1"),
+        ({"temperature": float("nan")}, ValueError, "temperature: expected a finite .*got nan"),
+        ({"temperature": jnp.zeros(2)}, ValueError, r"temperature: .*float32\[1,\], got"),
+        ({"temperature": "1"}, TypeError, "temperature: expected float32.*got str"),
+        ({"top_k": 0}, ValueError, "top_k: expected an int .*got 0"),
+        ({"top_k": 2.0}, TypeError, "top_k: expected an int .*got 2.0"),
+        ({"top_k": jnp.ones(1)}, TypeError, "top_k: expected int32.*got float32"),
+        ({"top_p": 0}, ValueError, r"top_p: expected a number in \(0, 1\], got 0"),
+        ({"top_p": 1.5}, ValueError, "top_p: expected a number .*got 1.5"),
+    ],
+)
+def test_accept_sampled_errors(arguments, error, message):
+    with pytest.raises(error, match=message):
+        jax_sa.accept_sampled(
+            **{"key": KEY, "draft": ONE, "logits": jnp.zeros((1, 2, 5))} | arguments
+        )
+
+
+def expected_merge(automaton, neural, match_length, threshold):
+    merged = list(automaton) if match_length >= threshold else []
+    return merged + list(neural[len(merged) :])
+
+
+@pytest.mark.parametrize("as_draft", [False, True])
+@pytest.mark.parametrize("widths", [(4, 1), (4, 3), (2, 5), (0, 2), (3, 3)])
+@pytest.mark.parametrize("threshold", [1, 4])
+def test_merged_drafts(as_draft, widths, threshold):
+    random = np.random.default_rng(sum(widths))
+    rows, (max_draft, neural_width) = 40, widths
+    tokens = random.integers(1, 9, (rows, max_draft))
+    length = random.integers(0, max_draft + 1, rows)
+    match = random.integers(0, 8, rows)
+    neural = random.integers(1, 9, (rows, neural_width))
+    neural_length = (
+        random.integers(0, neural_width + 1, rows) if as_draft else [neural_width] * rows
+    )
+    ends = jnp.asarray(match + 100, jnp.int32)
+    merged = jax.jit(jax_sa.merge_drafts, static_argnames="threshold")(
+        jax_sa.Draft(*map(jnp.int32, (tokens, length, match)), match_end=ends),
+        draft_of(neural, neural_length) if as_draft else jnp.int32(neural),
+        threshold=threshold,
+    )
+    for row in range(rows):
+        want = expected_merge(
+            tokens[row, : length[row]], neural[row, : neural_length[row]], match[row], threshold
+        )
+        fill = [jax_sa.DRAFT_FILL] * (max(widths) - len(want))
+        assert merged.tokens[row].tolist() == want + fill
+        assert int(merged.length[row]) == len(want)
+        used = match[row] >= threshold
+        assert int(merged.match_length[row]) == match[row] * used
+        assert int(merged.match_end[row]) == (match[row] + 100) * used
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"threshold": 0}, ValueError, r"threshold: expected an int in \[1, .*got 0"),
+        ({"threshold": 1.5}, TypeError, "threshold: expected an int .*got 1.5"),
+        ({"automaton_draft": None}, TypeError, "automaton_draft: expected a jax_sa.Draft"),
+        ({"neural_draft": jnp.ones((2, 1), jnp.int32)}, ValueError, r"neural_draft: .*\[1, M\]"),
+        ({"neural_draft": jnp.ones((1, 1))}, TypeError, "neural_draft: expected int32"),
+        (
+            {"neural_draft": draft_of([[1], [1]], [1, 1])},
+            ValueError,
+            "neural_draft: expected 1 rows, got 2",
+        ),
+    ],
+)
+def test_merge_drafts_errors(arguments, error, message):
+    with pytest.raises(error, match=message):
+        jax_sa.merge_drafts(**{"automaton_draft": ONE, "neural_draft": ONE} | arguments)

@@ -1,0 +1,447 @@
+"""Whole generations: prefill, then verify a draft, emit, and draft again, until every row is done.
+
+Letters: B rows, P prompt tokens, G new tokens at most, K tokens of the longest draft, M of a neural
+one, T of a block that the model reads, V vocabulary.
+
+A model is a function `model(params, tokens int32[B, T], cache) -> (logits [B, T, V], cache)`. It
+reads token t of row b at position `cache.length[b] + t`, keeps what it must remember of it there,
+and attends to no later position. It leaves `cache.length` as it is. T is static, and differs from
+call to call. What the cache holds from `cache.length` on is overwritten before it is ever attended
+to, so a refused token needs no cleanup; the model must drop what is beyond the cache's capacity.
+
+A cache is a frozen dataclass, registered as a pytree, with a field `length` int32[B]: the tokens
+of each row that it holds. A call of the model returns it with the same shapes.
+
+Between two steps the last token of a row has not been through the model: `cache.length` counts the
+tokens before it. The block of the next step is that token and the draft.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_sa._checks import INT32_MAX, check_array, check_int
+from jax_sa._options import DraftOptions
+from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup
+from jax_sa.state import State, check_state
+from jax_sa.verify import (
+    Accepted,
+    Sampling,
+    accept_greedy,
+    accept_sampled,
+    check_sampling,
+    merge_drafts,
+)
+
+INT32_MIN = -(2**31)
+
+
+class NeuralDrafter(NamedTuple):
+    """A drafter with parameters, such as a multi-token prediction module.
+
+    What it must remember is part of the model's cache. Both functions are called while
+    `cache.length` counts every token but the last, and return the tokens int32[B, M] that they
+    expect after the last, and the cache. What they draft for a row without tokens is ignored.
+    """
+
+    prefill: Callable[..., tuple[jax.Array, Any]]
+    """`prefill(params, prompts int32[B, P], lengths int32[B], last int32[B], cache)`: the model
+    has read the prompts; `prompts[b, :lengths[b]]` count, and `last[b]` comes next."""
+    draft: Callable[..., tuple[jax.Array, Any]]
+    """`draft(params, accepted, cache)`: the step has emitted `accepted`, a `jax_sa.Accepted` of
+    the width of the block, whose last token the model has not read."""
+    max_draft: int
+    """M."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What `B` rows have generated so far, and all that the next step needs."""
+
+    tokens: jax.Array
+    """int32[B, G] the new tokens, a stop token included; 0 beyond `lengths`."""
+    lengths: jax.Array
+    """int32[B] new tokens; `steps + accepted`."""
+    limits: jax.Array
+    """int32[B] new tokens at most, 0..G."""
+    finished: jax.Array
+    """bool[B] whether the row has reached its limit or a stop token."""
+    steps: jax.Array
+    """int32[B] steps that the row took part in."""
+    drafted: jax.Array
+    """int32[B] drafted tokens that were verified."""
+    accepted: jax.Array
+    """int32[B] those of them that saved a step."""
+    last: jax.Array
+    """int32[B] the last token, which the model has not read."""
+    draft: Draft
+    """What may follow it: the draft that the next step verifies."""
+    cache: Any
+    """The model's."""
+    state: State | None
+    """The automata, of prompts and new tokens; None: no automata."""
+    sampling: Sampling | None
+    """How tokens are drawn; None: greedily."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder(DraftOptions):
+    """How to decode: everything about a generation that is not an array.
+
+    `generate` runs it to the end on the device. An engine that streams runs it step by step:
+
+        decoder = jax_sa.Decoder(model, stop_tokens=(2,))
+        generation = decoder.init(params, prompts, prompt_lengths, cache, max_new_tokens=64)
+        while not generation.finished.all():
+            generation, emitted = decoder.step(params, generation)
+
+    Both methods are jitted, and donate what they return updated: cache, state, generation. What
+    is compiled is kept for an equal decoder, so of the same functions, not of equal ones.
+
+    Raises:
+      ValueError, TypeError: naming the option.
+    """
+
+    model: Callable[..., tuple[jax.Array, Any]]
+    """See this module's docstring."""
+    drafter: NeuralDrafter | None = None
+    """None: no neural drafts."""
+    stop_tokens: tuple[int, ...] = ()
+    """A row ends with the first of them that it emits."""
+    threshold: int = 4
+    """The match length from which the automaton's draft is used instead of the neural one."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_int("threshold", self.threshold, 1)
+        if not callable(self.model):
+            raise TypeError(f"model: expected a function, got {type(self.model).__name__}")
+        if self.drafter is not None:
+            if not isinstance(self.drafter, NeuralDrafter):
+                raise TypeError(
+                    f"drafter: expected a jax_sa.NeuralDrafter, got {type(self.drafter).__name__}"
+                )
+            check_int("drafter.max_draft", self.drafter.max_draft, 1)
+        if not isinstance(self.stop_tokens, tuple):
+            raise TypeError(f"stop_tokens: expected a tuple of ints, got {self.stop_tokens!r}")
+        for token in self.stop_tokens:
+            check_int("stop_tokens", token, INT32_MIN)
+
+    def init(
+        self,
+        params: Any,
+        prompts: jax.Array,
+        prompt_lengths: jax.Array,
+        cache: Any,
+        *,
+        max_new_tokens: int,
+        state: State | None = None,
+        limits: jax.Array | None = None,
+        sampling: Sampling | None = None,
+    ) -> Generation:
+        """Reads the prompts, but for their last token, and drafts what follows that.
+
+        Arguments and errors are those of `generate`.
+        """
+        limits, sampling = _check_inputs(
+            prompts, prompt_lengths, cache, max_new_tokens, state, limits, sampling
+        )
+        return self._init(
+            params, prompts, prompt_lengths, cache, max_new_tokens, state, limits, sampling
+        )
+
+    @functools.partial(
+        jax.jit, static_argnames=("self", "max_new_tokens"), donate_argnames=("cache", "state")
+    )
+    def _init(
+        self,
+        params: Any,
+        prompts: jax.Array,
+        prompt_lengths: jax.Array,
+        cache: Any,
+        max_new_tokens: int,
+        state: State | None,
+        limits: jax.Array,
+        sampling: Sampling | None,
+    ) -> Generation:
+        rows, width = prompts.shape
+        limits = jnp.clip(limits, 0, max_new_tokens)
+        has_prompt = (prompt_lengths >= 1) & (prompt_lengths <= width)
+        prompt_lengths = jnp.where(has_prompt, prompt_lengths, 0)
+        finished = ~has_prompt | (limits == 0)
+        before = jnp.maximum(prompt_lengths - 1, 0)
+        last = jnp.take_along_axis(prompts, before[:, None], axis=1)[:, 0]
+
+        # No logits are used, so none are computed: of a long prompt they would fill the memory.
+        _, cache = self.model(params, prompts, cache)
+        cache = _advance(cache, before)
+        neural = automaton = None
+        if state is not None:
+            state, automaton = extend_lookup(
+                state, prompts, prompt_lengths, **self.lookup_options()
+            )
+        if self.drafter is not None:
+            neural, cache = self.drafter.prefill(params, prompts, before, last, cache)
+        none = jnp.zeros(rows, jnp.int32)
+        return Generation(
+            tokens=jnp.zeros((rows, max_new_tokens), jnp.int32),
+            lengths=none,
+            limits=limits,
+            finished=finished,
+            steps=none,
+            drafted=none,
+            accepted=none,
+            last=last,
+            draft=self._draft(automaton, neural, jnp.where(finished, 0, limits)),
+            cache=cache,
+            state=state,
+            sampling=sampling,
+        )
+
+    @functools.partial(jax.jit, static_argnames="self", donate_argnames="generation")
+    def step(self, params: Any, generation: Generation) -> tuple[Generation, Accepted]:
+        """One call of the model, which emits the tokens of the draft that it confirms and one more.
+
+        Returns:
+          The generation, and what was emitted: at most 1 + K tokens, 0 where a row had finished.
+          All but the last were drafted.
+        """
+        sampling, key = generation.sampling, None
+        if sampling is not None:
+            next_key, key = jax.random.split(sampling.key)
+            sampling = dataclasses.replace(sampling, key=next_key)
+        # The automata stay out of the branches: jax before 0.11.2 copies what a branch updates.
+        widths = self._draft_widths(generation.draft.tokens.shape[1])
+        narrower = jnp.asarray(widths, jnp.int32) < jnp.max(generation.draft.length)
+        emitted, stopped, neural, cache = jax.lax.switch(
+            jnp.sum(narrower.astype(jnp.int32)),
+            [functools.partial(self._verify, width, params, generation, key) for width in widths],
+            generation.cache,
+        )
+        state, automaton = generation.state, None
+        if state is not None:
+            state, automaton = extend_lookup(
+                state, emitted.tokens, emitted.length, **self.lookup_options()
+            )
+        lengths = generation.lengths + emitted.length
+        finished = generation.finished | stopped | (lengths >= generation.limits)
+        active = (~generation.finished).astype(jnp.int32)
+        left = jnp.where(finished, 0, generation.limits - lengths)
+        return dataclasses.replace(
+            generation,
+            tokens=_append(generation.tokens, generation.lengths, emitted),
+            lengths=lengths,
+            finished=finished,
+            steps=generation.steps + active,
+            drafted=generation.drafted + generation.draft.length,
+            accepted=generation.accepted + emitted.length - active,
+            last=_last_token(emitted, generation.last),
+            draft=self._draft(automaton, neural, left),
+            cache=cache,
+            state=state,
+            sampling=sampling,
+        ), emitted
+
+    def _verify(
+        self, width: int, params: Any, generation: Generation, key: jax.Array | None, cache: Any
+    ) -> tuple[Accepted, jax.Array, jax.Array | None, Any]:
+        """The part of a step that depends on the width of its block, of `width` drafted tokens.
+
+        Returns:
+          What is emitted, [B, 1 + K] of it; bool[B] whether it ends in a stop token; the neural
+          drafter's tokens; the cache.
+        """
+        draft = generation.draft
+        padding = ((0, 0), (0, draft.tokens.shape[1] - width))
+        draft = dataclasses.replace(draft, tokens=draft.tokens[:, :width])
+        block = jnp.concatenate([generation.last[:, None], draft.tokens], axis=1)
+        logits, cache = self.model(params, block, cache)
+        if generation.sampling is None:
+            accepted = accept_greedy(draft, logits)
+        else:
+            sampling = generation.sampling
+            accepted = accept_sampled(
+                key, draft, logits, sampling.temperature, sampling.top_k, sampling.top_p
+            )
+        emitted, stopped = self._emit(accepted, generation.finished)
+        cache, neural = _advance(cache, emitted.length), None
+        if self.drafter is not None:
+            neural, cache = self.drafter.draft(params, emitted, cache)
+        padded = jnp.pad(emitted.tokens, padding, constant_values=DRAFT_FILL)
+        return Accepted(padded, emitted.length), stopped, neural, cache
+
+    def _draft_widths(self, max_draft: int) -> list[int]:
+        """The draft lengths to compile the model for: each is at most twice what a step needs."""
+        shortest = 0 if self.drafter is None else self.drafter.max_draft
+        powers = [2**i for i in range(1, max_draft.bit_length())]
+        return sorted({shortest, *(width for width in powers if width > shortest), max_draft})
+
+    def _emit(self, accepted: Accepted, finished: jax.Array) -> tuple[Accepted, jax.Array]:
+        """Cuts what was accepted after its first stop token; bool[B] where there is one."""
+        position = jnp.arange(accepted.tokens.shape[1], dtype=jnp.int32)[None]
+        stop_tokens = jnp.asarray(self.stop_tokens, jnp.int32)
+        stops = jnp.any(accepted.tokens[..., None] == stop_tokens[None, None], axis=-1)
+        stops &= position < accepted.length[:, None]
+        length = jnp.min(jnp.where(stops, 1 + position, accepted.length[:, None]), axis=1)
+        length = jnp.where(finished, 0, length)
+        tokens = jnp.where(position < length[:, None], accepted.tokens, DRAFT_FILL)
+        return Accepted(tokens, length), jnp.any(stops, axis=1)
+
+    def _draft(self, automaton: Draft | None, neural: jax.Array | None, left: jax.Array) -> Draft:
+        """The drafts there are as one, of at most `left - 1` tokens: a step emits one more."""
+        (rows,) = left.shape
+        if neural is not None:
+            check_array("drafter's tokens", neural, jnp.int32, (rows, self.drafter.max_draft))
+        if automaton is None:
+            none = jnp.zeros(rows, jnp.int32)
+            automaton = Draft(jnp.zeros((rows, 0), jnp.int32), none, none, none)
+        draft = automaton if neural is None else _merge(automaton, neural, self.threshold)
+        length = jnp.clip(left - 1, 0, draft.length)
+        position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+        tokens = jnp.where(position < length[:, None], draft.tokens, DRAFT_FILL)
+        return dataclasses.replace(draft, tokens=tokens, length=length)
+
+
+def generate(
+    model: Callable[..., tuple[jax.Array, Any]],
+    params: Any,
+    prompts: jax.Array,
+    prompt_lengths: jax.Array,
+    cache: Any,
+    *,
+    max_new_tokens: int,
+    state: State | None = None,
+    limits: jax.Array | None = None,
+    sampling: Sampling | None = None,
+    **options: Any,
+) -> Generation:
+    """Generates from prompts, in one jitted `lax.while_loop`, what decoding without drafts would.
+
+    Without `sampling`, that is token for token (`accept_greedy`), for a model whose logits do not
+    depend on T; with it, in distribution (`accept_sampled`). Drafts come from the automata of
+    `state`, from a neural drafter, from both, or from neither. Of both, the automaton's is used
+    where its match reaches the threshold or it begins with the neural draft, else the neural one
+    (`merge_drafts`). A step verifies a block as long as its longest draft needs, of a few compiled
+    lengths.
+
+    Args:
+      model: see this module's docstring.
+      params: the model's parameters, a pytree.
+      prompts: int32[B, P].
+      prompt_lengths: int32[B] in 1..P; a row of any other length is idle and generates nothing.
+      cache: the model's, of B rows; it is donated. The prompts come after what it holds.
+      max_new_tokens: G.
+      state: automata of B slots, donated; what they hold is drafted from too. A slot without room
+        for prompt and new tokens drafts until it is full. None: no automata.
+      limits: int32[B] new tokens of each row at most; None: G, as for any that is more.
+      sampling: None: greedy.
+      **options: the other fields of `jax_sa.Decoder`.
+
+    Returns:
+      The generation, every row finished.
+
+    Raises:
+      ValueError, TypeError: naming the argument.
+    """
+    decoder = Decoder(model, **options)
+    limits, sampling = _check_inputs(
+        prompts, prompt_lengths, cache, max_new_tokens, state, limits, sampling
+    )
+    return _generate(
+        decoder, params, prompts, prompt_lengths, cache, max_new_tokens, state, limits, sampling
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("decoder", "max_new_tokens"), donate_argnames=("cache", "state")
+)
+def _generate(
+    decoder: Decoder,
+    params: Any,
+    prompts: jax.Array,
+    prompt_lengths: jax.Array,
+    cache: Any,
+    max_new_tokens: int,
+    state: State | None,
+    limits: jax.Array,
+    sampling: Sampling | None,
+) -> Generation:
+    def unfinished(generation: Generation) -> jax.Array:
+        return ~jnp.all(generation.finished)
+
+    def step(generation: Generation) -> Generation:
+        return decoder.step(params, generation)[0]
+
+    generation = decoder._init(
+        params, prompts, prompt_lengths, cache, max_new_tokens, state, limits, sampling
+    )
+    return jax.lax.while_loop(unfinished, step, generation)
+
+
+def _check_inputs(
+    prompts: Any,
+    prompt_lengths: Any,
+    cache: Any,
+    max_new_tokens: Any,
+    state: Any,
+    limits: Any,
+    sampling: Any,
+) -> tuple[jax.Array, Sampling | None]:
+    """The limits and the sampling as arrays; raises ValueError or TypeError for what is wrong."""
+    check_int("max_new_tokens", max_new_tokens, 1)
+    rows, width = check_array("prompts", prompts, jnp.int32, ("B", "P"))
+    if rows == 0 or width == 0:
+        raise ValueError(f"prompts: expected a row and a token at least, got [{rows}, {width}]")
+    check_array("prompt_lengths", prompt_lengths, jnp.int32, (rows,))
+    check_array("cache.length", getattr(cache, "length", None), jnp.int32, (rows,))
+    if state is not None:
+        check_state(state)
+        if state.num_slots != rows:
+            raise ValueError(f"state: expected {rows} slots, got {state.num_slots}")
+    if limits is None:
+        limits = jnp.full(rows, max_new_tokens, jnp.int32)
+    check_array("limits", limits, jnp.int32, (rows,))
+    return limits, None if sampling is None else check_sampling(sampling, rows)
+
+
+def _advance(cache: Any, count: jax.Array) -> Any:
+    return dataclasses.replace(cache, length=cache.length + count)
+
+
+def _append(tokens: jax.Array, lengths: jax.Array, emitted: Accepted) -> jax.Array:
+    """Writes what was emitted after the first `lengths` of `tokens`."""
+    rows, width = emitted.tokens.shape
+    position = jnp.arange(width, dtype=jnp.int32)[None]
+    column = jnp.where(position < emitted.length[:, None], lengths[:, None] + position, INT32_MAX)
+    row = jnp.arange(rows, dtype=jnp.int32)[:, None]
+    return tokens.at[row, column].set(emitted.tokens, mode="drop")
+
+
+def _last_token(emitted: Accepted, before: jax.Array) -> jax.Array:
+    index = jnp.maximum(emitted.length - 1, 0)[:, None]
+    token = jnp.take_along_axis(emitted.tokens, index, axis=1)[:, 0]
+    return jnp.where(emitted.length > 0, token, before)
+
+
+def _merge(automaton: Draft, neural: jax.Array, threshold: int) -> Draft:
+    """`merge_drafts`, but a draft that begins with the whole neural one needs no long match.
+
+    Two that agree are right more often than one, and the automaton's goes on where the neural one
+    ends.
+    """
+    width = neural.shape[1]
+    begins = automaton.tokens[:, :width]
+    if begins.shape[1] < width:
+        return merge_drafts(automaton, neural, threshold)
+    agree = (automaton.length >= width) & jnp.all(begins == neural, axis=1)
+    match_length = jnp.where(agree, threshold, automaton.match_length)
+    merged = merge_drafts(
+        dataclasses.replace(automaton, match_length=match_length), neural, threshold
+    )
+    used = merged.match_length > 0
+    return dataclasses.replace(merged, match_length=jnp.where(used, automaton.match_length, 0))
