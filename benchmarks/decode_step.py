@@ -12,15 +12,12 @@ benchmarks/graph_step.cu times the kernels alone.
 import argparse
 import functools
 import json
-import os
 import time
-
-FLAGS = "--xla_gpu_enable_command_buffer=+WHILE --xla_gpu_graph_min_graph_size=1"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from loops import FLAGS  # before JAX starts
 from source_tokens import slot_texts
 
 import jax_sa
