@@ -1,0 +1,46 @@
+"""The multi-token-prediction module of DeepSeek-V3 (2024, section 2.2).
+
+The module is one decoder layer at the model's end. At position i it reads the model's hidden state
+there and the token at i + 1, and predicts the token at i + 2. It shares embedding and output head
+with the model.
+
+Letters: B slots, T tokens of a block, D hidden size.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llama import model
+from llama.config import Config
+from llama.model import Attend
+
+
+def decode(
+    config: Config,
+    params: dict[str, Any],
+    hidden: jax.Array,
+    next_tokens: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    memory: Any,
+) -> tuple[jax.Array, Any]:
+    """The module's own hidden states [B, T, D], from which the head predicts, and its memory.
+
+    Args:
+      config: of the model.
+      params: of the model.
+      hidden: [B, T, D] the normalised hidden states at `positions`.
+      next_tokens: int32[B, T] the tokens one position later.
+      positions: int32[B, T].
+      attend: of one layer.
+      memory: of the module's layer.
+    """
+    mtp, eps = params["mtp"], config.rms_norm_eps
+    token = model.rms_norm(params["embed"][next_tokens], mtp["token_norm"], eps)
+    past = model.rms_norm(hidden, mtp["hidden_norm"], eps)
+    joined = jnp.einsum("bti,oi->bto", jnp.concatenate([token, past], axis=-1), mtp["join"])
+    rotation = model.rotate_by(config, positions)
+    x, memory = model.decoder_layer(config, mtp["layer"], joined, rotation, attend, memory)
+    return model.rms_norm(x, mtp["norm"], eps), memory
