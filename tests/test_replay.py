@@ -231,3 +231,20 @@ def test_standard_library_as_a_user_runs_it():
     result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     assert result.stdout.splitlines()[2].split()[:3] == ["python", "2", "8192"]
     assert result.stderr == ""
+
+
+def test_a_tokenizer_for_text(tmp_path, capsys):
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"a": 7, "b": 8, "?": 9}, unk_token="?")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"prompt": "a b c a", "response": "b c"}))
+    assert run(path, "--tokenizer", tmp_path / "tokenizer.json") == 0
+    cells = capsys.readouterr().out.splitlines()[2].split()
+    assert cells[:4] == ["all", "1", "2", "1"]  # 2 tokens in 1 step: a b ? a, then b ?
+    (tmp_path / "broken.json").write_text("{}")
+    assert run(path, "--tokenizer", tmp_path / "broken.json") == 2
+    assert capsys.readouterr().err.startswith("error: --tokenizer: ")
