@@ -9,6 +9,11 @@ The shape of a decoding loop:
     state = jax_sa.extend(state, accepted.tokens, accepted.length)
 """
 
+import pkgutil
+
+# In a checkout, Python finds this folder before the installed package, which has the handlers.
+__path__ = pkgutil.extend_path(__path__, __name__)
+
 from jax_sa import _targets
 from jax_sa import cache_schema as cache_schema
 from jax_sa.automaton import DRAFT_FILL as DRAFT_FILL

@@ -1,8 +1,11 @@
 """What a user imports and what `info` says of it."""
 
 import json
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -34,6 +37,17 @@ def test_the_public_names_are_listed_and_documented():
 def test_installed_from_elsewhere():
     """The suite tests the installed package, not the checkout."""
     assert pathlib.Path(jax_sa.__file__).parents[1] != pathlib.Path(__file__).parents[1]
+
+
+def test_works_from_within_the_checkout():
+    """There, `python -m` finds the checkout's folder first, which has no handlers."""
+    checkout = pathlib.Path(__file__).parents[1]
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    command = [sys.executable, "-m", "jax_sa", "info", "--json"]
+    result = subprocess.run(
+        command, cwd=checkout, env=environment, check=True, capture_output=True, text=True
+    )
+    assert json.loads(result.stdout)["handlers"]["cpu"]["problem"] is None
 
 
 OPS = {"extend", "lookup", "extend_lookup", "reset", "copy_slots"}
