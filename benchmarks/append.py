@@ -8,7 +8,6 @@ the same number of nodes. The baseline is compiled with the system's c++ -O3.
 
 import argparse
 import ctypes
-import json
 import pathlib
 import subprocess
 import tempfile
@@ -17,10 +16,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from report import report
 from source_tokens import source_tokens
 
 import jax_sa
-from jax_sa._table import format_table
 
 
 def build_textbook():
@@ -76,10 +75,7 @@ def main():
                 "ratio": theirs / ours,
             }
         )
-    print(format_table(list(rows[0]), [list(row.values()) for row in rows]))
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"device": jax.devices()[0].device_kind, "rows": rows}, file, indent=1)
+    report(rows, args.json, device=jax.devices()[0].device_kind)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,17 @@ benchmarks/graph_step.cu times the kernels alone.
 
 import argparse
 import functools
-import json
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from loops import FLAGS  # before JAX starts
+from report import report
 from source_tokens import slot_texts
 
 import jax_sa
 from jax_sa._progress import ProgressBar
-from jax_sa._table import format_table
 
 DRAFT = 8
 STEPS = 64
@@ -104,10 +103,7 @@ def main():
             }
         )
         bar.advance(1)
-    print(format_table(list(rows[0]), [list(row.values()) for row in rows]))
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"device": device.device_kind, "flags": FLAGS, "rows": rows}, file, indent=1)
+    report(rows, args.json, device=device.device_kind, flags=FLAGS)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,14 @@ single buffer into which all sources are packed, where no tensor has a row strid
 """
 
 import argparse
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from loops import FLAGS, iteration_us
+from report import report
 
 import jax_sa
-from jax_sa._table import format_table
 
 # What is copied, and from how many rows and columns of buffers: (count, rows, columns, width).
 STEPS_METADATA = {f"metadata, {rows} rows": (rows, 64) for rows in (1, 64, 256)}
@@ -110,10 +109,7 @@ def main():
         row["fused_GB/s"] = 8 * items / row["fused"] / 1e3
         rows.append(row)
         print(row, flush=True)
-    print(format_table(list(rows[0]), [list(row.values()) for row in rows]))
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"device": device.device_kind, "flags": FLAGS, "rows": rows}, file, indent=1)
+    report(rows, args.json, device=device.device_kind, flags=FLAGS)
 
 
 if __name__ == "__main__":

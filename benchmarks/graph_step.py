@@ -13,9 +13,8 @@ import subprocess
 import sys
 import tempfile
 
+from report import report
 from source_tokens import source_tokens
-
-from jax_sa._table import format_table
 
 HERE = pathlib.Path(__file__).parent
 TOKENS = 400_000
@@ -47,9 +46,7 @@ def main():
             print(file=sys.stderr)
         if process.returncode:
             sys.exit(f"error: graph_step failed with status {process.returncode}")
-    print(format_table(list(rows[0]), [list(row.values()) for row in rows]))
-    if args.json:
-        pathlib.Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+    report(rows, args.json)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,14 @@ Every form's result is checked.
 
 import argparse
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from loops import FLAGS, iteration_us
+from report import report
 
 import jax_sa
-from jax_sa._table import format_table
 
 SHAPES = [(1, 4), (64, 4), (256, 4), (1024, 4), (1024, 16), (4096, 4), (65_536, 4), (64, 65_536)]
 
@@ -101,10 +100,7 @@ def main():
         row = {k: v for k, v in row.items() if k not in searches} | {"best_searchsorted": best}
         rows.append(row)
         print(row, flush=True)
-    print(format_table(list(rows[0]), [list(row.values()) for row in rows]))
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"device": device.device_kind, "flags": FLAGS, "rows": rows}, file, indent=1)
+    report(rows, args.json, device=device.device_kind, flags=FLAGS)
 
 
 if __name__ == "__main__":
