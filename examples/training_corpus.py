@@ -35,7 +35,8 @@ LEFT_OUT = {
 }
 MAX_PYTHON_BYTES, MAX_TEXT_BYTES, MAX_LINE = 200_000, 50_000, 400
 ONE_HELD_BACK_OF = 40
-CODE_BYTES_PER_EDIT = 15_000
+CODE_BYTES_PER_EDIT = 30_000
+EDITED_LINES = range(8, 46)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +133,10 @@ def edit_prompt(code: str, old: str, new: str) -> str:
 
 
 def _rename(text: str, rng: random.Random) -> str | None:
-    lines = text.splitlines()
-    start = rng.randrange(max(len(lines) - 20, 1))
-    code = "\n".join(lines[start : start + rng.randint(10, 45)]) + "\n"
+    definitions = _definitions(text)
+    if not definitions:
+        return None
+    code = rng.choice(definitions)
     used = collections.Counter(_names(code))
     old = [name for name, count in used.items() if count >= 3]
     new = sorted(set(_names(text)) - set(used))
@@ -142,6 +144,24 @@ def _rename(text: str, rng: random.Random) -> str | None:
         return None
     before, after = rng.choice(old), rng.choice(new)
     return edit_prompt(code, before, after) + re.sub(rf"\b{before}\b", after, code)
+
+
+def _definitions(text: str) -> list[str]:
+    """The functions and classes of a source that have about as many lines as one would edit."""
+    lines = text.splitlines()
+    found = []
+    for start, line in enumerate(lines):
+        head = re.match(r"(\s*)(async def|def|class)\b", line)
+        if not head:
+            continue
+        # It ends before the next line that is not deeper, unless that closes its signature.
+        same_or_less = re.compile(rf"\s{{0,{len(head[1])}}}[^\s)\]}}]")
+        rest = range(start + 1, len(lines))
+        end = next((i for i in rest if same_or_less.match(lines[i])), len(lines))
+        code = "\n".join(lines[start:end]).rstrip() + "\n"
+        if code.count("\n") in EDITED_LINES:
+            found.append(code)
+    return found
 
 
 def _names(code: str) -> list[str]:

@@ -176,9 +176,10 @@ def module_logits(settings, params, tokens):
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     none = [None] * settings.num_layers
     attend = whole_text_attention
-    hidden, _ = model.decode(settings, params, tokens, positions, attend, none)
+    embedded = params["embed"][tokens]
+    hidden, _ = model.decode(settings, params, embedded, positions, attend, none)
     x, _ = mtp.decode(
-        settings, params, hidden[:, :-1], tokens[:, 1:], positions[:, :-1], attend, None
+        settings, params, hidden[:, :-1], embedded[:, 1:], positions[:, :-1], attend, None
     )
     return model.unembed(params, x)
 

@@ -73,7 +73,8 @@ def _read_and_draft(
     for i in range(max_draft):
         memory = (cache.keys[-1], cache.values[-1])
         attend = model.cached_attention(positions)
-        x, memory = mtp.decode(config, params, hidden, next_tokens, positions, attend, memory)
+        embedded = params["embed"][next_tokens]
+        x, memory = mtp.decode(config, params, hidden, embedded, positions, attend, memory)
         cache = _with_memory(cache, memory)
         hidden = x[rows, last][:, None]
         tokens = jnp.argmax(model.unembed(params, hidden), axis=-1).astype(jnp.int32)

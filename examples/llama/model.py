@@ -89,7 +89,9 @@ def apply(
     positions = block_positions(cache.length, tokens.shape[1])
     attend = cached_attention(positions)
     memories = zip(cache.keys, cache.values, strict=True)
-    x, memories = decode(config, params, tokens, positions, attend, list(memories))
+    x, memories = decode(
+        config, params, params["embed"][tokens], positions, attend, list(memories)
+    )
     hidden = cache.hidden
     if hidden is not None:
         hidden = _write(hidden, (), positions, x)
@@ -101,18 +103,18 @@ def apply(
 def decode(
     config: Config,
     params: dict[str, Any],
-    tokens: jax.Array,
+    embedded: jax.Array,
     positions: jax.Array,
     attend: Attend,
     memories: list[Any],
 ) -> tuple[jax.Array, list[Any]]:
     """The normalised hidden states [B, T, D] after the last layer, and the layers' memories.
 
-    Memories beyond the layers, an MTP module's, are handed through.
+    `embedded` [B, T, D] are the embeddings of the tokens at `positions` int32[B, T]. Memories
+    beyond the layers, an MTP module's, are handed through.
     """
     rotation = rotate_by(config, positions)
-    x = params["embed"][tokens]
-    memories = list(memories)
+    x, memories = embedded, list(memories)
     for i, layer in enumerate(params["layers"]):
         x, memories[i] = decoder_layer(config, layer, x, rotation, attend, memories[i])
     return rms_norm(x, params["norm"], config.rms_norm_eps), memories

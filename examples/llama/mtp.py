@@ -21,7 +21,7 @@ def decode(
     config: Config,
     params: dict[str, Any],
     hidden: jax.Array,
-    next_tokens: jax.Array,
+    next_embedded: jax.Array,
     positions: jax.Array,
     attend: Attend,
     memory: Any,
@@ -32,13 +32,13 @@ def decode(
       config: of the model.
       params: of the model.
       hidden: [B, T, D] the normalised hidden states at `positions`.
-      next_tokens: int32[B, T] the tokens one position later.
+      next_embedded: [B, T, D] the embeddings of the tokens one position later.
       positions: int32[B, T].
       attend: of one layer.
       memory: of the module's layer.
     """
     mtp, eps = params["mtp"], config.rms_norm_eps
-    token = model.rms_norm(params["embed"][next_tokens], mtp["token_norm"], eps)
+    token = model.rms_norm(next_embedded, mtp["token_norm"], eps)
     past = model.rms_norm(hidden, mtp["hidden_norm"], eps)
     joined = jnp.einsum("bti,oi->bto", jnp.concatenate([token, past], axis=-1), mtp["join"])
     rotation = model.rotate_by(config, positions)
