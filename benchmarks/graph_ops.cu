@@ -144,12 +144,12 @@ void measure_seqlens(int64_t num_rows, int mean, bool all_results) {
   std::fflush(stdout);
 }
 
-// `count` tensors [rows, columns] of 4-byte items, copied into rows of `width` items. Dynamic: the
-// number of rows comes from the device.
-void measure_copy(int count, int64_t rows, int64_t columns, int64_t width, bool dynamic) {
+// The beginning of `count` tensors [rows, columns] of 4-byte items, copied into rows of `width`
+// items: all rows or, if `dynamic`, as many as the device asks for.
+void measure_copy(int count, int64_t rows, int64_t columns, int64_t width, bool dynamic,
+                  int64_t asked) {
   const int nodes = rows * width > 100'000'000 ? 10 : kNodes;
-  const auto asked = static_cast<int32_t>(rows);
-  const Device<int32_t> sizes(std::vector<int32_t>{asked});
+  const Device<int32_t> sizes(std::vector<int32_t>{static_cast<int32_t>(asked)});
   const Device<bool> clamped(count);
   std::vector<int32_t> numbers(count * rows * columns);
   for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<int32_t>(i * 2654435761u);
@@ -176,8 +176,9 @@ void measure_copy(int count, int64_t rows, int64_t columns, int64_t width, bool 
   const float us = node_us([&] { return launch(op, stream); }, nodes);
   const std::vector<int32_t> got = destinations.read();
   for (int64_t row = 0; row < count * rows; ++row) {
-    require(std::memcmp(&got[row * width], &numbers[row * columns], columns * 4) == 0 &&
-                std::all_of(&got[row * width] + columns, &got[row * width] + width,
+    const int64_t copied = row % rows < asked ? columns : 0;
+    require(std::memcmp(&got[row * width], &numbers[row * columns], copied * 4) == 0 &&
+                std::all_of(&got[row * width] + copied, &got[row * width] + width,
                             [](int32_t item) { return item == 0x5A5A5A5A; }),
             "fused_copy");
   }
@@ -187,19 +188,20 @@ void measure_copy(int count, int64_t rows, int64_t columns, int64_t width, bool 
           const Tensor& tensor = op.tensors[i];
           const cudaError_t error =
               columns == width
-                  ? cudaMemcpyAsync(tensor.destination, tensor.source, rows * columns * 4,
+                  ? cudaMemcpyAsync(tensor.destination, tensor.source, asked * columns * 4,
                                     cudaMemcpyDeviceToDevice, stream)
                   : cudaMemcpy2DAsync(tensor.destination, width * 4, tensor.source, columns * 4,
-                                      columns * 4, rows, cudaMemcpyDeviceToDevice, stream);
+                                      columns * 4, asked, cudaMemcpyDeviceToDevice, stream);
           if (error != cudaSuccess) return error;
         }
         return cudaSuccess;
       },
       nodes);
-  const double bytes = 8.0 * count * rows * columns;
-  std::printf("fused_copy %d x [%ld, %ld] of %ld%s: %8.2f us (%4.0f GB/s), cudaMemcpy %8.2f us\n",
-              count, rows, columns, width, dynamic ? ", dynamic" : "", us, bytes / us / 1e3,
-              memcpy_us);
+  const double bytes = 8.0 * count * asked * columns;
+  std::printf(
+      "fused_copy %d x [%ld, %ld] of [%ld, %ld]%s: %8.2f us (%4.0f GB/s), cudaMemcpy %8.2f us\n",
+      count, asked, columns, rows, width, dynamic ? ", dynamic" : "", us, bytes / us / 1e3,
+      memcpy_us);
   std::fflush(stdout);
 }
 
@@ -216,17 +218,23 @@ int main() {
     measure_seqlens(1, 65536, all_results);
     measure_seqlens(64, 65536, all_results);
   }
+  struct Shape {
+    int count;
+    int64_t rows, columns, width;
+  };
+  const Shape shapes[] = {
+      {6, 1, 1, 1},           {6, 1, 64, 64},         {6, 1, 257, 257},     {6, 1, 1024, 1024},
+      {6, 1, 8192, 8192},     {24, 1, 1024, 1024},    {1, 256, 64, 8192},   {1, 256, 8192, 8192},
+      {1, 256, 8192, 8200},   {1, 256, 8191, 8193},   {6, 256, 8192, 8192}, {1, 4096, 8192, 8192},
+      {1, 16384, 8192, 8192}, {1, 16384, 8191, 8193},
+  };
   for (const bool dynamic : {false, true}) {
-    for (const int64_t items : {1, 64, 257, 1024, 8192}) measure_copy(6, 1, items, items, dynamic);
-    measure_copy(24, 1, 1024, 1024, dynamic);
-    measure_copy(1, 256, 64, 8192, dynamic);
-    measure_copy(1, 256, 8192, 8192, dynamic);
-    measure_copy(1, 256, 8192, 8200, dynamic);
-    measure_copy(1, 256, 8191, 8193, dynamic);
-    measure_copy(6, 256, 8192, 8192, dynamic);
-    measure_copy(1, 4096, 8192, 8192, dynamic);
-    measure_copy(1, 16384, 8192, 8192, dynamic);
-    measure_copy(1, 16384, 8191, 8193, dynamic);
+    for (const auto [count, rows, columns, width] : shapes) {
+      measure_copy(count, rows, columns, width, dynamic, rows);
+    }
   }
+  measure_copy(1, 256, 8192, 8192, true, 1);
+  measure_copy(1, 4096, 8192, 8200, true, 1);
+  measure_copy(1, 16384, 8192, 8192, true, 1);
   std::printf("empty kernel: %.2f us\n", empty_us());
 }

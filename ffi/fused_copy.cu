@@ -1,176 +1,217 @@
-// fused_copy in one launch: every tensor has some of the blocks, in proportion to its bytes.
+// fused_copy in one launch: a block has a tile of one tensor, and each of its threads 16 bytes.
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "fused_copy.h"
+#include "host_device.h"
 #include "kernels.h"
 
 namespace jax_sa {
 namespace {
 
-constexpr int32_t kThreads = 256;
-constexpr int32_t kUnroll = 8;  // words that a thread of a large copy has in flight
-constexpr int32_t kTileWords = kThreads * kUnroll;
+constexpr int32_t kThreadBits = 8;
+constexpr int32_t kThreads = 1 << kThreadBits;
+constexpr int64_t kThreadBytes = 16;
+constexpr int64_t kTileBytes = kThreads * kThreadBytes;
+// Of a tensor of which the device says how much to copy: it may be little.
+constexpr int64_t kMaxDynamicBlocks = 1024;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Divides numbers below 2^31 without a division (Granlund and Montgomery 1994).
+struct Divisor {
+  uint32_t value;
+  uint32_t factor;
+  uint8_t shift;
+
+  static Divisor of(uint32_t value) {
+    uint8_t shift = 0;
+    while ((uint64_t{1} << shift) < value) ++shift;
+    const uint64_t excess = (uint64_t{1} << shift) - value;
+    return {value, static_cast<uint32_t>((excess << 32) / value + 1), shift};
+  }
+  __device__ uint32_t divide(uint32_t number) const {
+    return (__umulhi(number, factor) + number) >> shift;
+  }
+};
+
+// What of a tensor is copied, in words of its rows. In 32 bits, because nearly all that a small
+// copy takes is the time of its instructions.
+struct Extent {
+  uint32_t rows;
+  uint32_t words;      // of a row, whole ones
+  uint8_t tail_bytes;  // that follow them
+
+  JAX_SA_SHARED_FN static Extent of(const Part& part, int32_t word_bytes) {
+    const auto row_bytes = static_cast<uint64_t>(part.row_bytes);
+    return {static_cast<uint32_t>(part.rows), static_cast<uint32_t>(row_bytes / word_bytes),
+            static_cast<uint8_t>(row_bytes % word_bytes)};
+  }
+};
+
+// How a tensor is divided into tiles, row by row. The threads of a block stand side by side over
+// one row or, where rows have fewer words than there are threads, over several; a thread that has
+// several words goes on along the row, or down the rows. The sides of a tile are powers of two.
+struct Tiles {
+  Divisor per_row;    // tiles side by side
+  uint8_t lane_bits;  // log2 of the threads that stand side by side
+};
+
+// log2 of a tile's rows.
+JAX_SA_SHARED_FN int32_t row_bits_of_tile(int32_t lane_bits, int64_t word_bytes) {
+  int32_t bits = kThreadBits - lane_bits;
+  for (; lane_bits < kThreadBits && word_bytes < kThreadBytes; word_bytes *= 2) ++bits;
+  return bits;
+}
 
 template <int32_t capacity>
 struct Table {
   Tensor tensors[capacity];
+  Extent most[capacity];
+  Tiles tiles[capacity];
   int32_t first_block[capacity + 1];  // the number of blocks from the last tensor on
 };
 
-// This block among those that share a tensor.
-struct Share {
-  int32_t block;
-  int32_t num_blocks;
-
-  __device__ uint32_t thread() const { return block * kThreads + threadIdx.x; }
-  __device__ uint32_t num_threads() const { return num_blocks * kThreads; }
-};
-
-// Copies less than 16 bytes, from and to addresses as aligned as the largest power of two in them.
-// Every load comes before the first store, so that they overlap.
-__device__ void copy_less_than_16(char* to, const char* from, int64_t bytes) {
+// The beginning of a word, from and to addresses as aligned as the largest power of two in `bytes`.
+template <class Word>
+struct PartOfWord {
   int2 by_8;
   int32_t by_4;
   int16_t by_2;
   int8_t by_1;
-  if (bytes & 8) by_8 = *reinterpret_cast<const int2*>(from);
-  if (bytes & 4) by_4 = *reinterpret_cast<const int32_t*>(from + (bytes & 8));
-  if (bytes & 2) by_2 = *reinterpret_cast<const int16_t*>(from + (bytes & 12));
-  if (bytes & 1) by_1 = *reinterpret_cast<const int8_t*>(from + (bytes & 14));
-  if (bytes & 8) *reinterpret_cast<int2*>(to) = by_8;
-  if (bytes & 4) *reinterpret_cast<int32_t*>(to + (bytes & 8)) = by_4;
-  if (bytes & 2) *reinterpret_cast<int16_t*>(to + (bytes & 12)) = by_2;
-  if (bytes & 1) *reinterpret_cast<int8_t*>(to + (bytes & 14)) = by_1;
-}
+
+  __device__ void load(const char* from, int32_t bytes) {
+    if (sizeof(Word) > 8 && bytes & 8) by_8 = *reinterpret_cast<const int2*>(from);
+    if (sizeof(Word) > 4 && bytes & 4) by_4 = *reinterpret_cast<const int32_t*>(from + (bytes & 8));
+    if (sizeof(Word) > 2 && bytes & 2)
+      by_2 = *reinterpret_cast<const int16_t*>(from + (bytes & 12));
+    if (sizeof(Word) > 1 && bytes & 1) by_1 = *reinterpret_cast<const int8_t*>(from + (bytes & 14));
+  }
+  __device__ void store(char* to, int32_t bytes) const {
+    if (sizeof(Word) > 8 && bytes & 8) *reinterpret_cast<int2*>(to) = by_8;
+    if (sizeof(Word) > 4 && bytes & 4) *reinterpret_cast<int32_t*>(to + (bytes & 8)) = by_4;
+    if (sizeof(Word) > 2 && bytes & 2) *reinterpret_cast<int16_t*>(to + (bytes & 12)) = by_2;
+    if (sizeof(Word) > 1 && bytes & 1) *reinterpret_cast<int8_t*>(to + (bytes & 14)) = by_1;
+  }
+};
 
 // Writes a tensor in words to which its rows are aligned.
 template <class Word>
-struct Writer {
-  static constexpr int64_t kBytes = sizeof(Word);
+class Writer {
+ public:
+  __device__ Writer(const Tensor& tensor, const Tiles& tiles, const Extent& copied)
+      : tensor_(tensor), tiles_(tiles), copied_(copied) {}
 
-  const Tensor& tensor;
-  const Part part;
-
-  // The words of a row that are copied whole, and all that are written to, the last of them
-  // perhaps in part.
-  __device__ int64_t copied_words() const { return part.row_bytes / kBytes; }
-  __device__ int64_t words() const {
-    return ((tensor.fills ? tensor.destination_stride : part.row_bytes) + kBytes - 1) / kBytes;
+  // The tile after the last that is written to.
+  __device__ uint32_t end_tile(const Part& part) const {
+    const Part written = written_part(tensor_, part);
+    const auto last_row_tile = static_cast<uint32_t>((written.rows - 1) >> tile_row_bits());
+    const auto row_tiles = static_cast<uint32_t>((written.row_bytes + kTileBytes - 1) / kTileBytes);
+    return written.rows > 0 ? last_row_tile * tiles_.per_row.value + row_tiles : 0;
   }
-  __device__ int64_t rows() const { return tensor.fills ? tensor.destination_rows : part.rows; }
 
-  __device__ void write(Share share) const {
-    if (rows() * words() > share.num_threads()) {
-      copy_tiles(share);
-      write_each(share, 0, part.rows, copied_words(), words() - copied_words());
-      write_each(share, part.rows, rows() - part.rows, 0, words());
-    } else {
-      write_each(share, 0, rows(), 0, words());
+  __device__ void write_tile(uint32_t tile) const {
+    const uint32_t row_tile = tiles_.per_row.divide(tile);
+    const uint32_t column_tile = tile - row_tile * tiles_.per_row.value;
+    const uint32_t row = (row_tile << tile_row_bits()) + (threadIdx.x >> tiles_.lane_bits);
+    const uint32_t word =
+        column_tile * (kThreads * kWords) + (threadIdx.x & ((1 << tiles_.lane_bits) - 1));
+    const int32_t row_step = is_along() ? 0 : kThreads >> tiles_.lane_bits;
+    const int32_t word_step = is_along() ? kThreads : 0;
+    const auto copied_bytes = [&](int32_t i) {  // of word i
+      if (row + i * row_step >= copied_.rows) return 0;
+      if (word + i * word_step < copied_.words) return kWordBytes;
+      return word + i * word_step == copied_.words ? int32_t{copied_.tail_bytes} : 0;
+    };
+    const char* const from = tensor_.source + row * tensor_.source_stride + place(word);
+    char* const to = tensor_.destination + row * tensor_.destination_stride + place(word);
+    const int64_t from_step = row_step * tensor_.source_stride + place(word_step);
+    const int64_t to_step = row_step * tensor_.destination_stride + place(word_step);
+    // Every load comes before the first store, so that they overlap.
+    Word words[kWords];
+    PartOfWord<Word> parts[kWords];
+    int32_t copied[kWords];
+#pragma unroll
+    for (int32_t i = 0; i < kWords; ++i) {
+      copied[i] = copied_bytes(i);
+      if (copied[i] == kWordBytes) {
+        words[i] = *reinterpret_cast<const Word*>(from + i * from_step);
+      } else if (copied[i] > 0) {
+        parts[i].load(from + i * from_step, copied[i]);
+      }
     }
-  }
-
-  __device__ void write_each(Share share, int64_t first_row, int64_t num_rows, int64_t first_column,
-                             int64_t num_columns) const {
+#pragma unroll
+    for (int32_t i = 0; i < kWords; ++i) {
+      if (copied[i] == kWordBytes) {
+        *reinterpret_cast<Word*>(to + i * to_step) = words[i];
+      } else if (copied[i] > 0) {
+        parts[i].store(to + i * to_step, copied[i]);
+      }
+    }
+    if (!tensor_.fills) return;
 #pragma unroll 1
-    for (int64_t i = share.thread(); i < num_rows * num_columns; i += share.num_threads()) {
-      const int64_t row = num_rows > 1 ? static_cast<uint64_t>(i) / num_columns : 0;
-      write_word(first_row + row, first_column + i - row * num_columns);
+    for (int32_t i = 0; i < kWords; ++i) {
+      fill_rest(row + i * row_step, place(word + i * word_step), copied_bytes(i));
     }
   }
 
-  // Copies a word, fills it, or does first the one and then the other.
-  __device__ void write_word(int64_t row, int64_t column) const {
-    const int64_t done = column * kBytes;
-    char* const to = tensor.destination + row * tensor.destination_stride + done;
-    const char* const from = tensor.source + row * tensor.source_stride + done;
-    const int64_t copied = row < part.rows ? part.row_bytes - done : 0;
-    if (copied >= kBytes) {
-      *reinterpret_cast<Word*>(to) = *reinterpret_cast<const Word*>(from);
-      return;
-    }
-    if (copied > 0) copy_less_than_16(to, from, copied);
-    if (!tensor.fills) return;
-    const int64_t end = min(kBytes, tensor.destination_stride - done);
+ private:
+  static constexpr int32_t kWordBytes = sizeof(Word);
+  static constexpr int32_t kWords = kThreadBytes / kWordBytes;  // of a thread in a tile
+
+  __device__ bool is_along() const { return tiles_.lane_bits == kThreadBits; }
+  __device__ int32_t tile_row_bits() const {
+    return row_bits_of_tile(tiles_.lane_bits, kWordBytes);
+  }
+  // The byte of its row at which a word begins.
+  __device__ static int64_t place(uint32_t word) { return int64_t{word} * kWordBytes; }
+
+  // Fills a word from byte `copied` on.
+  __device__ void fill_rest(int64_t row, int64_t byte, int32_t copied) const {
+    const int64_t left = tensor_.destination_stride - byte;
+    if (left <= 0 || row >= tensor_.destination_rows) return;
+    char* const to = tensor_.destination + row * tensor_.destination_stride + byte;
     // Another tensor may have narrowed the words to less than this one's items.
-    const char* const fill = tensor.fill + done % static_cast<int64_t>(sizeof(tensor.fill));
-    if (copied <= 0 && end == kBytes) {
+    const char* const fill = tensor_.fill + byte % static_cast<int64_t>(sizeof(tensor_.fill));
+    if (copied == 0 && left >= kWordBytes) {
       *reinterpret_cast<Word*>(to) = *reinterpret_cast<const Word*>(fill);
       return;
     }
 #pragma unroll 1
-    for (int64_t i = max(copied, int64_t{0}); i < end; ++i) to[i] = fill[i];
+    for (int64_t i = copied; i < min(left, int64_t{kWordBytes}); ++i) to[i] = fill[i];
   }
 
-  // Copies the whole words. A block's threads stand side by side over one row or, where rows have
-  // fewer words than there are threads, over several rows; from there they take kUnroll steps
-  // along the row, or down the rows. The sides of that tile are powers of two, so that no thread
-  // has to divide.
-  __device__ void copy_tiles(Share share) const {
-    const int64_t columns = copied_words();
-    if (columns == 0) return;
-    const bool along = columns >= kThreads;
-    const int32_t bits = 32 - __clz((along ? kThreads : static_cast<int32_t>(columns)) - 1);
-    const int64_t row_step = along ? 0 : kThreads >> bits;
-    const int64_t column_step = along ? kThreads : 0;
-    const int64_t tile_rows = along ? 1 : row_step * kUnroll;
-    const int64_t row_tiles = (part.rows + tile_rows - 1) / tile_rows;
-    const int64_t column_tiles = along ? (columns + kTileWords - 1) / kTileWords : 1;
-    const int64_t to_step = row_step * tensor.destination_stride + column_step * kBytes;
-    const int64_t from_step = row_step * tensor.source_stride + column_step * kBytes;
-#pragma unroll 1
-    for (int64_t tile = share.block; tile < row_tiles * column_tiles; tile += share.num_blocks) {
-      const int64_t row_tile = row_tiles > 1 ? static_cast<uint64_t>(tile) / column_tiles : 0;
-      const int64_t row = row_tile * tile_rows + (threadIdx.x >> bits);
-      const int64_t column =
-          (tile - row_tile * column_tiles) * kTileWords + (threadIdx.x & ((1 << bits) - 1));
-      char* const to = tensor.destination + row * tensor.destination_stride + column * kBytes;
-      const char* const from = tensor.source + row * tensor.source_stride + column * kBytes;
-      const auto is_copied = [&](int32_t step) {
-        return row + step * row_step < part.rows && column + step * column_step < columns;
-      };
-      Word words[kUnroll];
-#pragma unroll
-      for (int32_t i = 0; i < kUnroll; ++i) {
-        if (is_copied(i)) words[i] = *reinterpret_cast<const Word*>(from + i * from_step);
-      }
-#pragma unroll
-      for (int32_t i = 0; i < kUnroll; ++i) {
-        if (is_copied(i)) *reinterpret_cast<Word*>(to + i * to_step) = words[i];
-      }
-    }
-  }
+  const Tensor& tensor_;
+  const Tiles& tiles_;
+  const Extent copied_;
 };
 
-template <class Word, int32_t capacity>
-__global__ void __launch_bounds__(kThreads, 2)
+template <class Word, int32_t capacity, bool is_dynamic>
+__global__ void __launch_bounds__(kThreads)
     copy_tensors(const __grid_constant__ Table<capacity> table) {
   const auto block = static_cast<int32_t>(blockIdx.x);
   int32_t i = 0;
 #pragma unroll
   for (int32_t next = 1; next < capacity; ++next) i += block >= table.first_block[next];
   const int32_t first_block = table.first_block[i];
-  const Share share{block - first_block, table.first_block[i + 1] - first_block};
 
   const Tensor& tensor = table.tensors[i];
-  const Part part = copied_part(tensor);
-  if (share.thread() == 0) *tensor.clamped = part.clamped;
-  Writer<Word>{tensor, part}.write(share);
-}
-
-// The most bytes that may be written to a tensor.
-int64_t max_bytes(const Tensor& tensor) {
-  return tensor.fills ? tensor.destination_rows * tensor.destination_stride
-                      : tensor.rows.most * tensor.columns.most * tensor.item_bytes;
-}
-
-// A word for each thread as long as that takes no more blocks than a GPU runs at once; then several
-// for each, in at most twice as many blocks.
-int64_t bytes_per_block(int64_t total) {
-  constexpr int64_t kBlocksAtOnce = 512;
-  constexpr int64_t kWordBytes = sizeof(int4);
-  if (total < kBlocksAtOnce * kThreads * kWordBytes) return kThreads * kWordBytes;
-  return std::max(kTileWords * kWordBytes, total / (2 * kBlocksAtOnce));
+  if (block == first_block && threadIdx.x == 0) {
+    *tensor.clamped = is_dynamic && tensor.is_clamped();
+  }
+  if constexpr (is_dynamic) {
+    const Part part = copied_part(tensor);
+    const Writer<Word> writer(tensor, table.tiles[i], Extent::of(part, sizeof(Word)));
+    const uint32_t num_blocks = table.first_block[i + 1] - first_block;
+    const uint32_t end_tile = writer.end_tile(part);
+#pragma unroll 1
+    for (uint32_t tile = block - first_block; tile < end_tile; tile += num_blocks) {
+      writer.write_tile(tile);
+    }
+  } else {
+    Writer<Word>(tensor, table.tiles[i], table.most[i]).write_tile(block - first_block);
+  }
 }
 
 // The largest power of two, up to 16, to which the rows of a tensor are aligned.
@@ -178,52 +219,89 @@ uintptr_t alignment(const Tensor& tensor) {
   const auto strides =
       tensor.destination_rows > 1 ? tensor.destination_stride | tensor.source_stride : 0;
   const auto bits = reinterpret_cast<uintptr_t>(tensor.destination) |
-                    reinterpret_cast<uintptr_t>(tensor.source) | strides | 16;
+                    reinterpret_cast<uintptr_t>(tensor.source) | strides | kThreadBytes;
   return bits & -bits;
 }
 
-template <int32_t capacity>
+// All that may be written to a tensor.
+Part most_written(const Tensor& tensor) { return written_part(tensor, most_copied(tensor)); }
+
+// Whether rows and words can be counted in 32 bits, and tiles in 31.
+bool fits(const Tensor& tensor, int64_t word_bytes) {
+  const Part part = most_written(tensor);
+  const int64_t row_words = divide_up(part.row_bytes, word_bytes);
+  const int64_t tiles = std::max(divide_up(row_words, kThreads), int64_t{1}) * part.rows;
+  return part.rows < UINT32_MAX && row_words < UINT32_MAX && tiles < INT32_MAX;
+}
+
+// The tiles of a tensor, and the number of blocks for them.
+std::pair<Tiles, int64_t> divide(const Tensor& tensor, int64_t word_bytes) {
+  const Part part = most_written(tensor);
+  uint8_t lane_bits = 0;
+  while (lane_bits < kThreadBits && (word_bytes << lane_bits) < part.row_bytes) ++lane_bits;
+  const int64_t per_row = lane_bits == kThreadBits ? divide_up(part.row_bytes, kTileBytes) : 1;
+  const int64_t tile_rows = int64_t{1} << row_bits_of_tile(lane_bits, word_bytes);
+  const int64_t tiles = divide_up(part.rows, tile_rows) * per_row;
+  const int64_t most_blocks = tensor.is_dynamic() ? kMaxDynamicBlocks : INT32_MAX;
+  const int64_t blocks = std::clamp(tiles, int64_t{1}, most_blocks);
+  return {{Divisor::of(static_cast<uint32_t>(per_row)), lane_bits}, blocks};
+}
+
+template <int32_t capacity, bool is_dynamic>
 cudaError_t launch_table(const FusedCopy& op, cudaStream_t stream) {
   Table<capacity> table;
   static_assert(sizeof(table) <= 4096, "all a kernel can have as parameters");
-  int64_t total = 0;
-  for (int32_t i = 0; i < op.count; ++i) total += max_bytes(op.tensors[i]);
-  const int64_t per_block = bytes_per_block(total);
-  uintptr_t word_bytes = 16;
+  uintptr_t word_bytes = kThreadBytes;
+  for (int32_t i = 0; i < op.count; ++i) {
+    word_bytes = std::min(word_bytes, alignment(op.tensors[i]));
+  }
   int64_t blocks = 0;
   for (int32_t i = 0; i < op.count; ++i) {
+    if (!fits(op.tensors[i], word_bytes)) return cudaErrorInvalidValue;
     table.tensors[i] = op.tensors[i];
+    table.most[i] = Extent::of(most_copied(op.tensors[i]), word_bytes);
+    const auto [tiles, tensor_blocks] = divide(op.tensors[i], word_bytes);
+    table.tiles[i] = tiles;
     table.first_block[i] = static_cast<int32_t>(blocks);
-    blocks += std::max<int64_t>((max_bytes(op.tensors[i]) + per_block - 1) / per_block, 1);
-    word_bytes = std::min(word_bytes, alignment(op.tensors[i]));
+    blocks += tensor_blocks;  // at least one, which says whether the tensor was clamped
+    if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   }
   std::fill(table.first_block + op.count, std::end(table.first_block),
             static_cast<int32_t>(blocks));
   switch (word_bytes) {
     case 16:
-      copy_tensors<int4><<<blocks, kThreads, 0, stream>>>(table);
+      copy_tensors<int4, capacity, is_dynamic><<<blocks, kThreads, 0, stream>>>(table);
       break;
     case 8:
-      copy_tensors<int2><<<blocks, kThreads, 0, stream>>>(table);
+      copy_tensors<int2, capacity, is_dynamic><<<blocks, kThreads, 0, stream>>>(table);
       break;
     case 4:
-      copy_tensors<int32_t><<<blocks, kThreads, 0, stream>>>(table);
+      copy_tensors<int32_t, capacity, is_dynamic><<<blocks, kThreads, 0, stream>>>(table);
       break;
     case 2:
-      copy_tensors<int16_t><<<blocks, kThreads, 0, stream>>>(table);
+      copy_tensors<int16_t, capacity, is_dynamic><<<blocks, kThreads, 0, stream>>>(table);
       break;
     default:
-      copy_tensors<int8_t><<<blocks, kThreads, 0, stream>>>(table);
+      copy_tensors<int8_t, capacity, is_dynamic><<<blocks, kThreads, 0, stream>>>(table);
       break;
   }
   return cudaGetLastError();
 }
 
+// Parameters cost time by the byte, and few calls have many tensors.
+template <bool is_dynamic>
+cudaError_t launch_with(const FusedCopy& op, cudaStream_t stream) {
+  if (op.count == 1) return launch_table<1, is_dynamic>(op, stream);
+  if (op.count <= 8) return launch_table<8, is_dynamic>(op, stream);
+  return launch_table<kMaxTensors, is_dynamic>(op, stream);
+}
+
 }  // namespace
 
 cudaError_t launch(const FusedCopy& op, cudaStream_t stream) {
-  // Parameters cost time by the byte, and few calls have many tensors.
-  return op.count <= 8 ? launch_table<8>(op, stream) : launch_table<kMaxTensors>(op, stream);
+  const bool is_dynamic = std::any_of(op.tensors, op.tensors + op.count,
+                                      [](const Tensor& tensor) { return tensor.is_dynamic(); });
+  return is_dynamic ? launch_with<true>(op, stream) : launch_with<false>(op, stream);
 }
 
 }  // namespace jax_sa

@@ -14,16 +14,13 @@ struct Axis {
   int64_t extra;         // beyond what is asked for
   int64_t most;
 
-  struct Count {
-    int64_t value;
-    bool clamped;
-  };
-
-  JAX_SA_FN Count count() const {
-    if (asked == nullptr) return {most, false};
-    const int32_t given = *asked;
-    const int64_t wanted = (given > 0 ? given : 0) + extra;
-    return {wanted < most ? wanted : most, given < 0 || wanted > most};
+  JAX_SA_SHARED_FN int64_t count() const {
+    if (asked == nullptr) return most;
+    const int64_t wanted = (*asked > 0 ? *asked : 0) + extra;
+    return wanted < most ? wanted : most;
+  }
+  JAX_SA_SHARED_FN bool is_clamped() const {
+    return asked != nullptr && (*asked < 0 || *asked + extra > most);
   }
 };
 
@@ -38,8 +35,13 @@ struct Tensor {
   int64_t destination_rows;
   int64_t destination_stride;  // bytes from row to row
   int64_t source_stride;
-  alignas(16) char fill[16];  // what lies beyond the copied part, as often as it fits
   bool fills;
+  alignas(16) char fill[16];  // what lies beyond the copied part, as often as it fits
+
+  JAX_SA_SHARED_FN bool is_dynamic() const {
+    return rows.asked != nullptr || columns.asked != nullptr;
+  }
+  JAX_SA_SHARED_FN bool is_clamped() const { return rows.is_clamped() || columns.is_clamped(); }
 };
 
 // The same for a tensor whose whole rows are copied: they lie end to end, so they are one row, of
@@ -64,13 +66,19 @@ struct FusedCopy {
 struct Part {
   int64_t rows;
   int64_t row_bytes;
-  bool clamped;
 };
 
-JAX_SA_FN Part copied_part(const Tensor& tensor) {
-  const Axis::Count rows = tensor.rows.count();
-  const Axis::Count columns = tensor.columns.count();
-  return {rows.value, columns.value * tensor.item_bytes, rows.clamped || columns.clamped};
+JAX_SA_SHARED_FN Part most_copied(const Tensor& tensor) {
+  return {tensor.rows.most, tensor.columns.most * tensor.item_bytes};
+}
+
+JAX_SA_SHARED_FN Part copied_part(const Tensor& tensor) {
+  return {tensor.rows.count(), tensor.columns.count() * tensor.item_bytes};
+}
+
+// What of it is written to: `copied`, or all of it.
+JAX_SA_SHARED_FN Part written_part(const Tensor& tensor, const Part& copied) {
+  return tensor.fills ? Part{tensor.destination_rows, tensor.destination_stride} : copied;
 }
 
 }  // namespace jax_sa

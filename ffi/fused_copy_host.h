@@ -21,9 +21,8 @@ inline void run(const FusedCopy& op) {
   for (int32_t i = 0; i < op.count; ++i) {
     const Tensor& tensor = op.tensors[i];
     const Part part = copied_part(tensor);
-    *tensor.clamped = part.clamped;
-    const int64_t num_rows = tensor.fills ? tensor.destination_rows : part.rows;
-    for (int64_t row = 0; row < num_rows; ++row) {
+    *tensor.clamped = tensor.is_clamped();
+    for (int64_t row = 0; row < written_part(tensor, part).rows; ++row) {
       char* const to = tensor.destination + row * tensor.destination_stride;
       const int64_t copied = row < part.rows ? part.row_bytes : 0;
       if (copied > 0) std::memcpy(to, tensor.source + row * tensor.source_stride, copied);

@@ -3,6 +3,9 @@
 
 #ifdef __CUDACC__
 #define JAX_SA_FN __device__ __forceinline__
+// That host code which nvcc compiles calls as well.
+#define JAX_SA_SHARED_FN __host__ __device__ __forceinline__
 #else
 #define JAX_SA_FN inline
+#define JAX_SA_SHARED_FN inline
 #endif

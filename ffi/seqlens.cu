@@ -48,23 +48,29 @@ __device__ uint32_t exclusive_scan(uint32_t count, uint32_t (&warp_counts)[num_w
   return add_counts(warp > 0 ? before_warp : 0, lane > 0 ? before_lane : 0);
 }
 
-// Lengths of rows that follow each other.
+// The lengths of rows that follow each other; rows that there are not have none.
 template <uint32_t count>
 struct alignas(4 * count) Lens {
   int32_t of[count];
 
-  // Rows that there are not have none.
   __device__ static Lens load(const int32_t* lens, uint32_t row, uint32_t num_rows) {
-    const bool aligned = reinterpret_cast<uintptr_t>(lens) % sizeof(Lens) == 0;
-    if (aligned && row + count <= num_rows) return *reinterpret_cast<const Lens*>(lens + row);
     Lens loaded;
 #pragma unroll
     for (uint32_t i = 0; i < count; ++i) loaded.of[i] = row + i < num_rows ? lens[row + i] : 0;
     return loaded;
   }
+
+  // In one load where it can be: less to wait for, but more instructions.
+  __device__ static Lens load_at_once(const int32_t* lens, uint32_t row, uint32_t num_rows) {
+    const bool aligned = reinterpret_cast<uintptr_t>(lens) % sizeof(Lens) == 0;
+    if (!aligned || row + count > num_rows) return load(lens, row, num_rows);
+    return *reinterpret_cast<const Lens*>(lens + row);
+  }
 };
 
-template <uint32_t num_threads, uint32_t rows_per_thread>
+// A kernel this short takes as long as it has instructions: where all rows are `one_chunk`, it has
+// none for more. For the same reason no loop is unrolled that mostly has one iteration.
+template <uint32_t num_threads, uint32_t rows_per_thread, bool one_chunk>
 __global__ void __launch_bounds__(num_threads)
     expand(const __grid_constant__ ExpandSeqlens op, uint32_t tile) {
   using RowLens = Lens<rows_per_thread>;
@@ -74,19 +80,22 @@ __global__ void __launch_bounds__(num_threads)
   const uint32_t last = min(first + tile, op.total);
   const bool counts_all = blockIdx.x == 0;
   uint32_t row = threadIdx.x * rows_per_thread;
-  RowLens next_q_lens = RowLens::load(op.q_lens, row, op.num_rows);
-  RowLens next_kv_lens = RowLens::load(op.kv_lens, row, op.num_rows);
+  constexpr auto load = one_chunk ? RowLens::load : RowLens::load_at_once;
+  RowLens next_q_lens = load(op.q_lens, row, op.num_rows);
+  RowLens next_kv_lens = load(op.kv_lens, row, op.num_rows);
+#pragma unroll 1
   for (uint32_t i = threadIdx.x; i < tile; i += num_threads) marks[i].row = kNoRow;
 
   constexpr uint32_t kChunk = num_threads * rows_per_thread;
   uint32_t counted = 0;  // query tokens of the rows before `chunk`
   uint32_t buffer = 0;
-  for (uint32_t chunk = 0; chunk < op.num_rows && (counts_all || counted < last); chunk += kChunk) {
+  for (uint32_t chunk = 0; one_chunk || (chunk < op.num_rows && (counts_all || counted < last));
+       chunk += kChunk) {
     const RowLens q_lens = next_q_lens;
     const RowLens kv_lens = next_kv_lens;
-    if (chunk + kChunk < op.num_rows) {
-      next_q_lens = RowLens::load(op.q_lens, row + kChunk, op.num_rows);
-      next_kv_lens = RowLens::load(op.kv_lens, row + kChunk, op.num_rows);
+    if (!one_chunk && chunk + kChunk < op.num_rows) {
+      next_q_lens = load(op.q_lens, row + kChunk, op.num_rows);
+      next_kv_lens = load(op.kv_lens, row + kChunk, op.num_rows);
     }
     uint32_t count = 0;
 #pragma unroll
@@ -101,6 +110,7 @@ __global__ void __launch_bounds__(num_threads)
       const uint32_t queries = count_queries(q_lens.of[i]);
       const uint32_t end = add_counts(begin, queries);
       const Mark mark{static_cast<int32_t>(row + i), row_shift(kv_lens.of[i], queries, begin)};
+#pragma unroll 1
       for (uint32_t place = max(begin, first); place < min(end, last);
            place = (place | (kLanes - 1)) + 1) {
         marks[place - first] = mark;
@@ -109,6 +119,7 @@ __global__ void __launch_bounds__(num_threads)
       begin = end;
     }
     counted = add_counts(counted, chunk_count);
+    if (one_chunk) break;
     buffer ^= 1;
     row += kChunk;
   }
@@ -120,6 +131,7 @@ __global__ void __launch_bounds__(num_threads)
 
   const uint32_t lane = threadIdx.x % kLanes;
   const uint32_t up_to_lane = kAllLanes >> (kLanes - 1 - lane);
+#pragma unroll 1
   for (uint32_t place = first + threadIdx.x; place - lane < last; place += num_threads) {
     const Mark* group = marks + (place - lane - first);
     const uint32_t marked = __ballot_sync(kAllLanes, group[lane].row != kNoRow) & up_to_lane;
@@ -144,11 +156,11 @@ uint32_t tile_size(const ExpandSeqlens& op, uint32_t num_threads) {
   return std::min((least / num_threads + 1) * num_threads, kMaxTile);
 }
 
-template <uint32_t num_threads, uint32_t rows_per_thread>
+template <uint32_t num_threads, uint32_t rows_per_thread, bool one_chunk>
 cudaError_t launch_with(const ExpandSeqlens& op, cudaStream_t stream) {
   const uint32_t tile = tile_size(op, num_threads);
   const uint32_t blocks = op.total == 0 ? 1 : (op.total - 1) / tile + 1;
-  expand<num_threads, rows_per_thread>
+  expand<num_threads, rows_per_thread, one_chunk>
       <<<blocks, num_threads, tile * sizeof(Mark), stream>>>(op, tile);
   return cudaGetLastError();
 }
@@ -157,9 +169,10 @@ cudaError_t launch_with(const ExpandSeqlens& op, cudaStream_t stream) {
 
 // As few threads and rows a thread as count all rows at once, because both take time.
 cudaError_t launch(const ExpandSeqlens& op, cudaStream_t stream) {
-  if (op.num_rows <= 256) return launch_with<256, 1>(op, stream);
-  if (op.num_rows <= 1024) return launch_with<512, 2>(op, stream);
-  return launch_with<1024, 4>(op, stream);
+  if (op.num_rows <= 256) return launch_with<256, 1, true>(op, stream);
+  if (op.num_rows <= 512) return launch_with<256, 2, true>(op, stream);
+  if (op.num_rows <= 1024) return launch_with<512, 2, true>(op, stream);
+  return launch_with<1024, 4, false>(op, stream);
 }
 
 }  // namespace jax_sa

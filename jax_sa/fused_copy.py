@@ -112,7 +112,8 @@ class ReplayMetadata:
     """What a decode step reads besides weights and cache, for B rows.
 
     A compiled step reads it from buffers as large as its largest batch; each batch is copied into
-    their beginning. Where a row has several query tokens, the first three have an axis for them.
+    their beginning. Where a row has several query tokens, `input_ids`, `out_loc` and `positions`
+    have an axis for them.
     """
 
     input_ids: Any

@@ -47,8 +47,8 @@ def expand_seqlens(
 
     With q an int it is what a step needs that verifies drafts of one length; with q per row, what
     one needs whose rows have different numbers of new tokens, or none. In that mode it is one
-    kernel launch. In the first it is plain jnp, one fusion on a GPU that takes no longer than the
-    kernel.
+    kernel launch. In the first, and for a single row, it is plain jnp: one fusion on a GPU, which
+    takes no longer than the kernel, and which XLA may join with what is around it.
 
     Args:
       kv_lens: int32[N] tokens of each row, its query tokens included. Values that would be below 0
@@ -71,7 +71,10 @@ def expand_seqlens(
     return_row_ids = check_bool("return_row_ids", return_row_ids)
     if isinstance(q_lens, jax.Array | np.ndarray):
         check_array("q_lens", q_lens, jnp.int32, (rows,))
-        expanded = _expand(kv_lens, q_lens, total, fill, return_offsets, return_row_ids)
+        if rows == 1:
+            expanded = _expand_one(kv_lens, q_lens, total, fill)
+        else:
+            expanded = _expand(kv_lens, q_lens, total, fill, return_offsets, return_row_ids)
     else:
         expanded = _expand_uniform(kv_lens, check_int("q_lens", q_lens, 0), total, fill)
     return dataclasses.replace(
@@ -89,6 +92,17 @@ def _expand(
     results = [result_type(kv_lens, size) for size in sizes]
     call = jax.ffi.ffi_call(target_name("expand_seqlens"), results)
     return ExpandedSeqlens(*call(kv_lens, q_lens, fill=fill))
+
+
+def _expand_one(kv_lens: Any, q_lens: Any, total: int, fill: int) -> ExpandedSeqlens:
+    """The only row begins at place 0, so no row has to be found."""
+    required = jnp.maximum(jnp.asarray(q_lens), 0)
+    place = jnp.arange(total, dtype=jnp.int32)
+    value = jnp.maximum(jnp.maximum(jnp.asarray(kv_lens), 0) - (required - 1 - place), 0)
+    values = jnp.where(place < required, value, fill)
+    row_ids = (place >= required).astype(jnp.int32)
+    offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), required])
+    return ExpandedSeqlens(values, required[0], offsets, row_ids)
 
 
 def _expand_uniform(kv_lens: Any, q_len: int, total: int, fill: int) -> ExpandedSeqlens:
