@@ -89,9 +89,7 @@ def apply(
     positions = block_positions(cache.length, tokens.shape[1])
     attend = cached_attention(positions)
     memories = zip(cache.keys, cache.values, strict=True)
-    x, memories = decode(
-        config, params, params["embed"][tokens], positions, attend, list(memories)
-    )
+    x, memories = decode(config, params, params["embed"][tokens], positions, attend, list(memories))
     hidden = cache.hidden
     if hidden is not None:
         hidden = _write(hidden, (), positions, x)
