@@ -1,9 +1,5 @@
 """Requests come, are batched in any order, and go, and each has the drafts of its own text."""
 
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +12,6 @@ import jax_sa
 from jax_sa import manager as manager_module
 
 CAPACITY, MAX_DRAFT = 64, 4
-EXAMPLE = pathlib.Path(__file__).parents[1] / "examples/continuous_batching.py"
 
 
 def new_manager(max_slots=3, max_num_requests=2, **options):
@@ -250,20 +245,3 @@ def test_errors():
     manager.add_request("a", [1])
     with pytest.raises(ValueError, match="request_ids: expected each id once, got 'a' twice"):
         manager.prepare(["a", "a"])
-
-
-@pytest.mark.parametrize("slots", ["1", "2", "6"])
-def test_the_example(slots):
-    """It fails by itself if an answer is wrong."""
-    run = subprocess.run(
-        [sys.executable, EXAMPLE, "--slots", slots], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.count("is done") == 6
-
-
-def test_the_example_refuses_what_the_config_does():
-    run = subprocess.run(
-        [sys.executable, EXAMPLE, "--slots", "0"], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 2
-    assert "error: max_slots: expected an int" in run.stderr and "Traceback" not in run.stderr
