@@ -77,7 +77,9 @@ class SuffixAutomatonManager:
             raise TypeError(f"config: expected a jax_sa.SAConfig, got {type(config).__name__}")
         self.config = config
         self.max_num_requests = check_int("max_num_requests", max_num_requests, 1)
-        self.state = init(config.max_slots, config.max_seq_len)
+        state = init(config.max_slots, config.max_seq_len)
+        # Bound to its device as what a step returns is, or its first use would be compiled apart.
+        self.state = jax.device_put(state, state.length.sharding)
         self._slot_of: dict[Hashable, int] = {}
         self._free_slots = list(range(config.max_slots))
         self._set_batch([])
