@@ -112,6 +112,28 @@ def test_large_and_ragged(dtype, destination, source):
     assert_copies(tensor, rows=source[0] + 2, columns=2, fill=0)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int32", "complex64"])
+@pytest.mark.parametrize("row_bytes", [1016, 1024, 1032, 2040, 2056, 4080, 4096, 4104, 8200])
+def test_rows_about_as_long_as_a_tile(dtype, row_bytes):
+    columns = row_bytes // np.dtype(dtype).itemsize
+    for more in (0, 1, 3):
+        tensor = [Tensor(dtype, (37, columns + more), (35, columns))]
+        assert_copies(tensor)
+        assert_copies(tensor, rows=34, columns=columns - 1, fill=1)
+
+
+@pytest.mark.parametrize("fill", [None, 1])
+@pytest.mark.parametrize(
+    "shape", [(5_000_000,), (2_500, 2_100), (2_500, 2_048), (40, 200_000), (1_200_000, 5)]
+)
+def test_more_than_there_are_blocks_for(shape, fill):
+    """As the device says how much to copy, blocks are few, and each copies several pieces."""
+    tensor = [Tensor("int8", shape, shape)]
+    for rows in (0, 1, shape[0] // 3, shape[0]):
+        assert_copies(tensor, rows=rows, fill=fill)
+    assert_copies(tensor, rows=shape[0], columns=4, fill=fill)
+
+
 @pytest.mark.parametrize("fill", [None, 3])
 def test_wide_items_beside_narrow_rows(fill):
     """Rows that are aligned to no more than a byte must not split the items of others."""
