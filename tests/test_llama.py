@@ -21,6 +21,13 @@ CLOSE = {"atol": 2e-5, "rtol": 2e-5}
 apply = jax.jit(model.apply, static_argnums=0)
 
 
+@pytest.fixture(autouse=True)
+def exact():
+    """A GPU would otherwise round the products of float32."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 @pytest.fixture(scope="module", params=families.FAMILIES)
 def family(request):
     return request.param
