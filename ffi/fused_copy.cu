@@ -226,12 +226,13 @@ uintptr_t alignment(const Tensor& tensor) {
 // All that may be written to a tensor.
 Part most_written(const Tensor& tensor) { return written_part(tensor, most_copied(tensor)); }
 
-// Whether rows and words can be counted in 32 bits, and tiles in 31.
+// Whether rows and tiles can be counted in 31 bits, and words, those beyond the end of a row
+// included, in 32.
 bool fits(const Tensor& tensor, int64_t word_bytes) {
   const Part part = most_written(tensor);
   const int64_t row_words = divide_up(part.row_bytes, word_bytes);
   const int64_t tiles = std::max(divide_up(row_words, kThreads), int64_t{1}) * part.rows;
-  return part.rows < UINT32_MAX && row_words < UINT32_MAX && tiles < INT32_MAX;
+  return row_words < UINT32_MAX - kTileBytes && tiles < INT32_MAX;
 }
 
 // The tiles of a tensor, and the number of blocks for them.
