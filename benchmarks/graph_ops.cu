@@ -14,6 +14,7 @@
 #include <numeric>
 #include <vector>
 
+#include "cuda_check.h"
 #include "kernels.h"
 
 namespace {
@@ -23,15 +24,6 @@ using namespace jax_sa;
 constexpr int kNodes = 100;
 constexpr int kGraphs = 30;
 constexpr int kFill = -1;
-
-#define CHECK(call)                                                       \
-  do {                                                                    \
-    const cudaError_t error = (call);                                     \
-    if (error != cudaSuccess) {                                           \
-      std::fprintf(stderr, "%s: %s\n", #call, cudaGetErrorString(error)); \
-      std::exit(1);                                                       \
-    }                                                                     \
-  } while (0)
 
 __global__ void empty() {}
 

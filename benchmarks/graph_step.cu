@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "cuda_check.h"
 #include "kernels.h"
 
 namespace {
@@ -18,15 +19,6 @@ constexpr int kGraphSteps = 100;
 constexpr int kGraphs = 8;
 constexpr int kSingleSteps = 2000;
 constexpr int kStride = 4096;
-
-#define CHECK(call)                                                       \
-  do {                                                                    \
-    const cudaError_t error = (call);                                     \
-    if (error != cudaSuccess) {                                           \
-      std::fprintf(stderr, "%s: %s\n", #call, cudaGetErrorString(error)); \
-      std::exit(1);                                                       \
-    }                                                                     \
-  } while (0)
 
 template <class T>
 T* device_zeros(int64_t count) {

@@ -68,9 +68,43 @@ struct alignas(4 * count) Lens {
   }
 };
 
-// A kernel this short takes as long as it has instructions: where all rows are `one_chunk`, it has
-// none for more. For the same reason no loop is unrolled that mostly has one iteration.
-template <uint32_t num_threads, uint32_t rows_per_thread, bool one_chunk>
+// The offsets of a thread's rows, which begin with `row` and at place `begin`.
+template <uint32_t count>
+__device__ void write_offsets(const ExpandSeqlens& op, uint32_t row, uint32_t begin,
+                              const int32_t (&q_lens)[count]) {
+#pragma unroll
+  for (uint32_t i = 0; i < count; ++i) {
+    if (row + i < op.num_rows) op.offsets[row + i] = begin;
+    begin = add_counts(begin, count_queries(q_lens[i]));
+  }
+}
+
+// The places [first, last), of which those from `counted` on are nobody's.
+template <uint32_t num_threads, bool all_results>
+__device__ void write_tile(const ExpandSeqlens& op, const Mark* marks, uint32_t first,
+                           uint32_t last, uint32_t counted) {
+  const uint32_t lane = threadIdx.x % kLanes;
+  const uint32_t up_to_lane = kAllLanes >> (kLanes - 1 - lane);
+#pragma unroll 1
+  for (uint32_t place = first + threadIdx.x; place - lane < last; place += num_threads) {
+    const Mark* group = marks + (place - lane - first);
+    const uint32_t marked = __ballot_sync(kAllLanes, group[lane].row != kNoRow) & up_to_lane;
+    if (place >= last) continue;
+    Mark mark{static_cast<int32_t>(op.num_rows), 0};
+    int32_t value = op.fill;
+    if (place < counted) {
+      mark = group[kLanes - 1 - __clz(marked)];
+      value = value_at(place, mark.shift);
+    }
+    op.values[place] = value;
+    if (all_results && op.row_ids != nullptr) op.row_ids[place] = mark.row;
+  }
+}
+
+// A kernel this short takes as long as it has instructions, so it has none for what is not asked
+// for: for more rows than `one_chunk`, for offsets and row ids. For the same reason no loop is
+// unrolled that mostly has one iteration.
+template <uint32_t num_threads, uint32_t rows_per_thread, bool one_chunk, bool all_results>
 __global__ void __launch_bounds__(num_threads)
     expand(const __grid_constant__ ExpandSeqlens op, uint32_t tile) {
   using RowLens = Lens<rows_per_thread>;
@@ -105,18 +139,23 @@ __global__ void __launch_bounds__(num_threads)
     uint32_t chunk_count;
     const uint32_t before = exclusive_scan(count, warp_counts[buffer], chunk_count);
     uint32_t begin = add_counts(counted, before);
+    if (all_results && counts_all && op.offsets != nullptr) {
+      write_offsets(op, row, begin, q_lens.of);
+    }
+    // Of many rows, most are not in the tile.
+    if (one_chunk || (begin < last && add_counts(begin, count) > first)) {
 #pragma unroll
-    for (uint32_t i = 0; i < rows_per_thread; ++i) {
-      const uint32_t queries = count_queries(q_lens.of[i]);
-      const uint32_t end = add_counts(begin, queries);
-      const Mark mark{static_cast<int32_t>(row + i), row_shift(kv_lens.of[i], queries, begin)};
+      for (uint32_t i = 0; i < rows_per_thread; ++i) {
+        const uint32_t queries = count_queries(q_lens.of[i]);
+        const uint32_t end = add_counts(begin, queries);
+        const Mark mark{static_cast<int32_t>(row + i), row_shift(kv_lens.of[i], queries, begin)};
 #pragma unroll 1
-      for (uint32_t place = max(begin, first); place < min(end, last);
-           place = (place | (kLanes - 1)) + 1) {
-        marks[place - first] = mark;
+        for (uint32_t place = max(begin, first); place < min(end, last);
+             place = (place | (kLanes - 1)) + 1) {
+          marks[place - first] = mark;
+        }
+        begin = end;
       }
-      if (counts_all && op.offsets != nullptr && row + i < op.num_rows) op.offsets[row + i] = begin;
-      begin = end;
     }
     counted = add_counts(counted, chunk_count);
     if (one_chunk) break;
@@ -125,54 +164,45 @@ __global__ void __launch_bounds__(num_threads)
   }
   if (counts_all && threadIdx.x == 0) {
     *op.required = counted;
-    if (op.offsets != nullptr) op.offsets[op.num_rows] = counted;
+    if (all_results && op.offsets != nullptr) op.offsets[op.num_rows] = counted;
   }
   __syncthreads();
-
-  const uint32_t lane = threadIdx.x % kLanes;
-  const uint32_t up_to_lane = kAllLanes >> (kLanes - 1 - lane);
-#pragma unroll 1
-  for (uint32_t place = first + threadIdx.x; place - lane < last; place += num_threads) {
-    const Mark* group = marks + (place - lane - first);
-    const uint32_t marked = __ballot_sync(kAllLanes, group[lane].row != kNoRow) & up_to_lane;
-    if (place >= last) continue;
-    Mark mark{static_cast<int32_t>(op.num_rows), 0};
-    int32_t value = op.fill;
-    if (place < counted) {
-      mark = group[kLanes - 1 - __clz(marked)];
-      value = value_at(place, mark.shift);
-    }
-    op.values[place] = value;
-    if (op.row_ids != nullptr) op.row_ids[place] = mark.row;
-  }
+  write_tile<num_threads, all_results>(op, marks, first, last, counted);
 }
 
 constexpr uint32_t kMaxBlocks = 512;
 constexpr uint32_t kMaxTile = 4096;
 
-// The places a block writes. Each block counts the rows anew, so the more rows, the fewer blocks.
-uint32_t tile_size(const ExpandSeqlens& op, uint32_t num_threads) {
+// The places a block writes, a multiple of `step`. Each block counts the rows anew, so the more
+// rows, the fewer blocks.
+uint32_t tile_size(const ExpandSeqlens& op, uint32_t step) {
   const uint32_t least = std::max(op.num_rows / 32, op.total / kMaxBlocks);
-  return std::min((least / num_threads + 1) * num_threads, kMaxTile);
+  return std::min((least / step + 1) * step, kMaxTile);
 }
 
-template <uint32_t num_threads, uint32_t rows_per_thread, bool one_chunk>
+template <uint32_t num_threads, uint32_t rows_per_thread, bool one_chunk, bool all_results>
 cudaError_t launch_with(const ExpandSeqlens& op, cudaStream_t stream) {
-  const uint32_t tile = tile_size(op, num_threads);
+  const uint32_t tile = tile_size(op, one_chunk ? 256 : num_threads);
   const uint32_t blocks = op.total == 0 ? 1 : (op.total - 1) / tile + 1;
-  expand<num_threads, rows_per_thread, one_chunk>
+  expand<num_threads, rows_per_thread, one_chunk, all_results>
       <<<blocks, num_threads, tile * sizeof(Mark), stream>>>(op, tile);
   return cudaGetLastError();
 }
 
+// As few threads and rows a thread as count all rows at once, because both take time.
+template <bool all_results>
+cudaError_t launch_for(const ExpandSeqlens& op, cudaStream_t stream) {
+  if (op.num_rows <= 256) return launch_with<256, 1, true, all_results>(op, stream);
+  if (op.num_rows <= 512) return launch_with<256, 2, true, all_results>(op, stream);
+  if (op.num_rows <= 1024) return launch_with<512, 2, true, all_results>(op, stream);
+  return launch_with<1024, 4, false, all_results>(op, stream);
+}
+
 }  // namespace
 
-// As few threads and rows a thread as count all rows at once, because both take time.
 cudaError_t launch(const ExpandSeqlens& op, cudaStream_t stream) {
-  if (op.num_rows <= 256) return launch_with<256, 1, true>(op, stream);
-  if (op.num_rows <= 512) return launch_with<256, 2, true>(op, stream);
-  if (op.num_rows <= 1024) return launch_with<512, 2, true>(op, stream);
-  return launch_with<1024, 4, false>(op, stream);
+  const bool all_results = op.offsets != nullptr || op.row_ids != nullptr;
+  return all_results ? launch_for<true>(op, stream) : launch_for<false>(op, stream);
 }
 
 }  // namespace jax_sa
