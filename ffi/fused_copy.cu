@@ -107,8 +107,9 @@ class Writer {
   __device__ uint32_t end_tile(const Part& part) const {
     const Part written = written_part(tensor_, part);
     const auto last_row_tile = static_cast<uint32_t>((written.rows - 1) >> tile_row_bits());
-    const auto row_tiles = static_cast<uint32_t>((written.row_bytes + kTileBytes - 1) / kTileBytes);
-    return written.rows > 0 ? last_row_tile * tiles_.per_row.value + row_tiles : 0;
+    const auto tiles_in_row =
+        static_cast<uint32_t>((written.row_bytes + kTileBytes - 1) / kTileBytes);
+    return written.rows > 0 ? last_row_tile * tiles_.per_row.value + tiles_in_row : 0;
   }
 
   __device__ void write_tile(uint32_t tile) const {
