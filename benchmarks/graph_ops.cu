@@ -5,7 +5,7 @@
 //     ./graph_ops
 //
 // Microseconds per node, the median of graphs of 100 equal nodes that run one after the other,
-// beside an empty kernel's and, for copies, cudaMemcpy's. Results are checked.
+// beside the simplest kernels' and, for copies, cudaMemcpy's. Results are checked.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -26,6 +26,13 @@ constexpr int kGraphs = 30;
 constexpr int kFill = -1;
 
 __global__ void empty() {}
+
+// A thread for each word.
+template <class Word>
+__global__ void copy_words(Word* to, const Word* from) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  to[i] = from[i];
+}
 
 cudaStream_t stream;
 
@@ -80,11 +87,25 @@ float node_us(Run run, int nodes = kNodes) {
   return us[us.size() / 2];
 }
 
-float empty_us() {
-  return node_us([] {
-    empty<<<1, 32, 0, stream>>>();
-    return cudaGetLastError();
-  });
+// What the ops cannot be faster than.
+void measure_floors() {
+  constexpr int kBytes = 8 << 20;
+  const Device<char> from(kBytes), to(kBytes);
+  const auto print = [](const char* what, float us) { std::printf("%s: %.2f us\n", what, us); };
+  print("empty kernel", node_us([] {
+          empty<<<1, 32, 0, stream>>>();
+          return cudaGetLastError();
+        }));
+  print("9 x 256 threads, a word each", node_us([&] {
+          copy_words<<<9, 256, 0, stream>>>(reinterpret_cast<int32_t*>(to.data),
+                                            reinterpret_cast<const int32_t*>(from.data));
+          return cudaGetLastError();
+        }));
+  print("the simplest copy of 8 MB", node_us([&] {
+          copy_words<<<kBytes / 4096, 256, 0, stream>>>(reinterpret_cast<int4*>(to.data),
+                                                        reinterpret_cast<const int4*>(from.data));
+          return cudaGetLastError();
+        }));
 }
 
 void require(bool correct, const char* what) {
@@ -201,7 +222,7 @@ void measure_copy(int count, int64_t rows, int64_t columns, int64_t width, bool 
 
 int main() {
   CHECK(cudaStreamCreate(&stream));
-  std::printf("empty kernel: %.2f us\n", empty_us());
+  measure_floors();
   for (const bool all_results : {false, true}) {
     for (const int64_t rows : {0, 1, 64, 256, 1024, 4096, 16384, 65536}) {
       measure_seqlens(rows, 4, all_results);
@@ -228,5 +249,5 @@ int main() {
   measure_copy(1, 256, 8192, 8192, true, 1);
   measure_copy(1, 4096, 8192, 8200, true, 1);
   measure_copy(1, 16384, 8192, 8192, true, 1);
-  std::printf("empty kernel: %.2f us\n", empty_us());
+  measure_floors();
 }
