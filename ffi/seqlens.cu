@@ -172,6 +172,7 @@ __global__ void __launch_bounds__(num_threads)
 
 constexpr uint32_t kMaxBlocks = 512;
 constexpr uint32_t kMaxTile = 4096;
+constexpr uint32_t kFewRowsTile = 256;  // of one chunk of rows, which takes little to count anew
 
 // The places a block writes, a multiple of `step`. Each block counts the rows anew, so the more
 // rows, the fewer blocks.
@@ -182,7 +183,7 @@ uint32_t tile_size(const ExpandSeqlens& op, uint32_t step) {
 
 template <uint32_t num_threads, uint32_t rows_per_thread, bool one_chunk, bool all_results>
 cudaError_t launch_with(const ExpandSeqlens& op, cudaStream_t stream) {
-  const uint32_t tile = tile_size(op, one_chunk ? 256 : num_threads);
+  const uint32_t tile = tile_size(op, one_chunk ? kFewRowsTile : num_threads);
   const uint32_t blocks = op.total == 0 ? 1 : (op.total - 1) / tile + 1;
   expand<num_threads, rows_per_thread, one_chunk, all_results>
       <<<blocks, num_threads, tile * sizeof(Mark), stream>>>(op, tile);
