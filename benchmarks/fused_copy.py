@@ -7,12 +7,10 @@ Microseconds per iteration of one jitted loop that copies the same sources into 
 single buffer into which all sources are packed, where no tensor has a row stride.
 """
 
-import argparse
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from loops import FLAGS, iteration_us
+from loops import FLAGS, iteration_us, parse_args
 from report import report
 
 import jax_sa
@@ -74,11 +72,7 @@ def alone(buffers, sources):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=500, help="iterations of a loop")
-    parser.add_argument("--repeats", type=int, default=11, help="loops, of which the median counts")
-    parser.add_argument("--json", help="write the figures here")
-    args = parser.parse_args()
+    args = parse_args(__doc__.splitlines()[0])
 
     cases = {
         name: (metadata(MAX_ROWS, MAX_PAGES, seed=0), metadata(rows, pages, seed=1))

@@ -3,6 +3,7 @@
 Import it before anything runs: it sets the flags with which XLA makes the loop one CUDA graph.
 """
 
+import argparse
 import os
 import statistics
 import time
@@ -13,6 +14,15 @@ FLAGS = "--xla_gpu_enable_command_buffer=+WHILE --xla_gpu_graph_min_graph_size=1
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 import jax
+
+
+def parse_args(description: str) -> argparse.Namespace:
+    """The command line of a benchmark of loops."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--steps", type=int, default=500, help="iterations of a loop")
+    parser.add_argument("--repeats", type=int, default=11, help="loops, of which the median counts")
+    parser.add_argument("--json", help="write the figures here")
+    return parser.parse_args()
 
 
 def iteration_us(

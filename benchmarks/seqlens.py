@@ -7,13 +7,12 @@ result before, so that no iteration can be skipped; `loop` is that loop without 
 Every form's result is checked.
 """
 
-import argparse
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from loops import FLAGS, iteration_us
+from loops import FLAGS, iteration_us, parse_args
 from report import report
 
 import jax_sa
@@ -64,11 +63,7 @@ def measure(form, kv_lens, q_lens, total, steps, repeats):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=500, help="iterations of a loop")
-    parser.add_argument("--repeats", type=int, default=11, help="loops, of which the median counts")
-    parser.add_argument("--json", help="write the figures here")
-    args = parser.parse_args()
+    args = parse_args(__doc__.splitlines()[0])
 
     device = jax.devices()[0]
     print(f"{device.device_kind}, jax {jax.__version__}, {FLAGS}", flush=True)

@@ -4,7 +4,7 @@ It learns from openly licensed source text that is installed beside this Python,
 Hugging Face checkpoint directory with a model card. Needs `pip install jax_sa[tokenizer]`; a GPU
 takes minutes, a CPU days:
 
-    python examples/train_checkpoint.py --out my_checkpoint --steps 3000
+    python examples/train_checkpoint.py --out my_checkpoint
 """
 
 import argparse
@@ -309,7 +309,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory to write")
     options = {
-        "steps": (3000, f"optimizer steps, a multiple of {STEPS_PER_CALL}"),
+        "steps": (8260, f"optimizer steps, a multiple of {STEPS_PER_CALL}"),
         "batch_size": (128, "texts per step"),
         "context": (1024, "tokens per text"),
         "vocab_size": (6144, "tokens of the vocabulary, at most 65536"),

@@ -270,23 +270,14 @@ cudaError_t launch_table(const FusedCopy& op, cudaStream_t stream) {
   }
   std::fill(table.first_block + op.count, std::end(table.first_block),
             static_cast<int32_t>(blocks));
-  switch (word_bytes) {
-    case 16:
-      copy_tensors<int4, capacity, is_dynamic><<<blocks, kThreads, 0, stream>>>(table);
-      break;
-    case 8:
-      copy_tensors<int2, capacity, is_dynamic><<<blocks, kThreads, 0, stream>>>(table);
-      break;
-    case 4:
-      copy_tensors<int32_t, capacity, is_dynamic><<<blocks, kThreads, 0, stream>>>(table);
-      break;
-    case 2:
-      copy_tensors<int16_t, capacity, is_dynamic><<<blocks, kThreads, 0, stream>>>(table);
-      break;
-    default:
-      copy_tensors<int8_t, capacity, is_dynamic><<<blocks, kThreads, 0, stream>>>(table);
-      break;
-  }
+  const auto copy_in = [&](auto word) {
+    copy_tensors<decltype(word), capacity, is_dynamic><<<blocks, kThreads, 0, stream>>>(table);
+  };
+  if (word_bytes == 16) copy_in(int4{});
+  if (word_bytes == 8) copy_in(int2{});
+  if (word_bytes == 4) copy_in(int32_t{});
+  if (word_bytes == 2) copy_in(int16_t{});
+  if (word_bytes == 1) copy_in(int8_t{});
   return cudaGetLastError();
 }
 

@@ -62,6 +62,8 @@ def fused_copy(
       ValueError, TypeError: at trace time, naming the leaf: the structures, shapes or dtypes do
         not match, a static size is more than an array has, a fill is not in the dtype, or an array
         is a destination twice or also a source.
+      JaxRuntimeError: on a GPU, at run time, for more than 2**31 rows or pieces of 4 KB, or for
+        rows of more than 2**32 words, of the 1 to 16 bytes to which all rows are aligned.
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(destinations)
     names = [jax.tree_util.keystr(path) for path, _ in paths]

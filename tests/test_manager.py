@@ -41,6 +41,14 @@ def test_a_request_has_the_automaton_of_its_tokens():
     assert_draft_equals(draft, 1, reference_of([*text(ord("a")), 0], CAPACITY), MAX_DRAFT)
 
 
+def test_one_program_puts_requests_into_slots():
+    manager = new_manager(max_slots=4, max_seq_len=61)
+    before = manager_module._put_slot._cache_size()
+    for name in "abcd":
+        manager.add_request(name, text(0))
+    assert manager_module._put_slot._cache_size() == before + 1
+
+
 @pytest.mark.parametrize("length", [0, 1, 1023, 1024, 1025, 2500])
 def test_prompts_longer_than_a_chunk(length):
     manager = new_manager(max_seq_len=2500)

@@ -1,10 +1,11 @@
 """The sizes and switches of a Llama-family model, read from a Hugging Face `config.json`."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from jax_sa._json import read_json_object
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -63,14 +64,9 @@ def read(directory: pathlib.Path) -> Config:
 def read_json(path: pathlib.Path) -> Mapping[str, Any]:
     """The JSON object in a file; ValueError if it cannot be read or holds anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def from_hf(hf: Mapping[str, Any]) -> Config:

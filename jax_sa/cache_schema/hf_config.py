@@ -1,12 +1,12 @@
 """Read a `DSV4Config` from a Hugging Face `config.json`."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jax_sa._checks import check_int, check_positive_float
+from jax_sa._json import read_json_object
 from jax_sa.cache_schema.config import AttentionType, DSV4Config
 
 
@@ -23,22 +23,15 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike) -> DSV4Config:
       OSError: the file cannot be read.
 
     """
-    hf = source if isinstance(source, Mapping) else _read_json(Path(source))
+    hf = source if isinstance(source, Mapping) else _read(Path(source))
     try:
         return _from_dict(hf)
     except TypeError as error:  # what a file holds is data: a wrong type is one more wrong value
         raise ValueError(str(error)) from None
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got {error}") from None
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
+def _read(path: Path) -> Mapping[str, Any]:
+    return read_json_object(path / "config.json" if path.is_dir() else path)
 
 
 def _from_dict(hf: Mapping[str, Any]) -> DSV4Config:
