@@ -21,7 +21,7 @@ from report import report
 from source_tokens import slot_texts
 
 import jax_sa
-from jax_sa._progress import ProgressBar
+from jax_sa.cli.progress import ProgressBar
 
 DRAFT = 8
 STEPS = 64

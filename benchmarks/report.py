@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from jax_sa._table import format_table
+from jax_sa.cli.table import format_table
 
 
 def report(rows: list[dict[str, Any]], path: str | None, **facts: Any) -> None:

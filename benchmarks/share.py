@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 from report import report
 
-from jax_sa._progress import ProgressBar
+from jax_sa.cli.progress import ProgressBar
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))

@@ -29,7 +29,7 @@ from llama.tokenizer import Tokenizer
 
 import jax_sa
 from jax_sa._checks import check_int
-from jax_sa._table import format_table
+from jax_sa.cli.table import format_table
 
 CHECKPOINT = pathlib.Path(__file__).parent / "checkpoint"
 CHUNK = 32

@@ -29,8 +29,8 @@ from llama.weights import AXIS
 
 import jax_sa
 from jax_sa._checks import check_int, check_positive_float
-from jax_sa._progress import ProgressBar
-from jax_sa._table import format_table
+from jax_sa.cli.progress import ProgressBar
+from jax_sa.cli.table import format_table
 
 HERE = pathlib.Path(__file__).parent
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

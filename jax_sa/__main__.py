@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from jax_sa import info, replay
-from jax_sa.cache_schema import command as plan
+from jax_sa import replay
+from jax_sa.cli import info, plan
 
 
 def main(argv: list[str] | None = None) -> int:

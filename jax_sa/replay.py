@@ -14,9 +14,9 @@ import numpy as np
 
 from jax_sa import traces as traces_module
 from jax_sa._checks import check_int
-from jax_sa._progress import ProgressBar
-from jax_sa._table import format_table
 from jax_sa.automaton import extend, lookup, reset
+from jax_sa.cli.progress import ProgressBar
+from jax_sa.cli.table import format_table
 from jax_sa.state import State, init
 from jax_sa.traces import Trace
 from jax_sa.verify import accept_greedy

@@ -7,7 +7,7 @@ import pytest
 from test_cache_schema_config import hf_dict
 
 from jax_sa.cache_schema import CacheLayout, dsv4_flash, dsv4_pro, max_context, max_requests, plan
-from jax_sa.cache_schema.command import add_parser, parse_size
+from jax_sa.cli.plan import add_parser, parse_size
 
 EXAMPLE = "--model pro --context 131072 --requests 64 --hbm 141GB"
 

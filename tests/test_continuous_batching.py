@@ -6,7 +6,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import llama_families as families  # first: it finds the examples
+import llama_families as families
 import numpy as np
 import pytest
 import texts

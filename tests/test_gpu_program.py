@@ -9,7 +9,6 @@ import re
 import jax
 import numpy as np
 import pytest
-from conftest import unavailable
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from metadata_programs import (
@@ -18,10 +17,11 @@ from metadata_programs import (
     compile_metadata_program,
 )
 from programs import PROGRAMS, assert_in_place, compile_program
+from requirements import unavailable
 
 from jax_sa import _targets
 
-TARGET = pathlib.Path(__file__).with_name("h100.txtpb")
+TARGET = pathlib.Path(__file__).parent / "support" / "h100.txtpb"
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def library(tmp_path_factory):
     assert compiler, "the library was built with a C++ compiler, but there is none now"
     path = tmp_path_factory.mktemp("lanes") / "shuffled_lanes.so"
     flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    sources = ["-I", HERE.parent / "ffi", HERE / "shuffled_lanes.cc", "-o", path]
+    sources = ["-I", HERE.parent / "ffi", HERE / "support" / "shuffled_lanes.cc", "-o", path]
     subprocess.run([compiler, *flags, *sources], check=True)
     return ctypes.CDLL(str(path))
 

@@ -9,11 +9,12 @@ import sys
 
 import jax
 import pytest
-from conftest import unavailable
+from requirements import unavailable
 
 import jax_sa
 import jax_sa.__main__
-from jax_sa import _targets, info
+from jax_sa import _targets
+from jax_sa.cli import info
 
 PUBLIC = {
     *("State", "Status", "init", "get_state_size"),

@@ -7,7 +7,6 @@ import sys
 import zlib
 
 import jax
-import llama_families  # noqa: F401  (finds the examples)
 import pytest
 
 pytest.importorskip(

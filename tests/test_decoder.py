@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import test_gpu_program
 import toy_model
+from jax_sa.generate import _merge
 
 import jax_sa
-from jax_sa.generate import _merge
 
 PARAMS = jnp.asarray(toy_model.TABLE)
 DRAFTER = toy_model.drafter(2)

@@ -4,7 +4,7 @@ It learns from openly licensed source text that is installed beside this Python,
 Hugging Face checkpoint directory with a model card. Needs `pip install jax_sa[tokenizer]`; a GPU
 takes minutes, a CPU days:
 
-    python examples/train_checkpoint.py --out my_checkpoint
+    PYTHONPATH=examples python examples/training/train_checkpoint.py --out my_checkpoint
 """
 
 import argparse
@@ -267,8 +267,8 @@ def model_card(
         [
             "# A small Llama that writes Python",
             "",
-            "Written by `examples/train_checkpoint.py`, card included. It shows speculative "
-            "decoding on a real model; it is no coding assistant.",
+            "Written by `examples/training/train_checkpoint.py`, card included. It shows "
+            "speculative decoding on a real model; it is no coding assistant.",
             "",
             f"- Llama architecture, {weights.count(described) / 1e6:.2f} million parameters in "
             f"bfloat16, of which {weights.count(described['mtp']) / 1e6:.2f} million are one MTP "

@@ -2,22 +2,19 @@
 
 Run as a script, with `transformers` and `torch` installed, it writes the answers anew:
 
-    python tests/llama_families.py tests/golden/llama_logits.npz
+    PYTHONPATH=examples python tests/support/llama_families.py tests/golden/llama_logits.npz
 """
 
 import pathlib
 import sys
 import zlib
 
-import numpy as np
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
-
 import jax
+import numpy as np
 from llama import checkpoint, weights
 from llama.config import Config, Llama3Rope
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "llama_logits.npz"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "llama_logits.npz"
 SIZES = {
     "vocab_size": 61,
     "hidden_size": 32,

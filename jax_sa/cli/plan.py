@@ -7,12 +7,12 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from jax_sa._table import format_table
 from jax_sa.cache_schema.config import DSV4Config, dsv4_flash, dsv4_pro
 from jax_sa.cache_schema.hf_config import from_hf
 from jax_sa.cache_schema.layout import INDEXER_ENTRIES, KV_ENTRIES, CacheLayout
 from jax_sa.cache_schema.planner import CachePlan, max_context, max_requests, plan
 from jax_sa.cache_schema.sizes import bytes_per_token, request_state_bytes
+from jax_sa.cli.table import format_table
 
 PRESETS = {"pro": dsv4_pro, "flash": dsv4_flash}
 
