@@ -114,7 +114,8 @@ class Decoder(DraftOptions):
     stop_tokens: tuple[int, ...] = ()
     """A row ends with the first of them that it emits."""
     threshold: int = 4
-    """The match length from which the automaton's draft is used instead of the neural one."""
+    """The match length, plus the common prefix of both drafts, from which the automaton's draft is
+    used instead of the neural one: the rule of `jax_sa.merge_drafts`."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -300,7 +301,7 @@ class Decoder(DraftOptions):
         if automaton is None:
             none = jnp.zeros(rows, jnp.int32)
             automaton = Draft(jnp.zeros((rows, 0), jnp.int32), none, none, none)
-        draft = automaton if neural is None else _merge(automaton, neural, self.threshold)
+        draft = automaton if neural is None else merge_drafts(automaton, neural, self.threshold)
         length = jnp.clip(left - 1, 0, draft.length)
         position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
         tokens = jnp.where(position < length[:, None], draft.tokens, DRAFT_FILL)
@@ -324,9 +325,8 @@ def generate(
 
     Without `sampling`, that is token for token (`accept_greedy`), for a model whose logits do not
     depend on T; with it, in distribution (`accept_sampled`). Drafts come from the automata of
-    `state`, from a neural drafter, from both, or from neither. Of both, the automaton's is used
-    where its match reaches the threshold or it begins with the neural draft, else the neural one
-    (`merge_drafts`). A step verifies a block as long as its longest draft needs, of a few compiled
+    `state`, from a neural drafter, from both, or from neither. Of both, `merge_drafts` chooses
+    per row. A step verifies a block as long as its longest draft needs, of a few compiled
     lengths.
 
     Args:
@@ -426,22 +426,3 @@ def _last_token(emitted: Accepted, before: jax.Array) -> jax.Array:
     index = jnp.maximum(emitted.length - 1, 0)[:, None]
     token = jnp.take_along_axis(emitted.tokens, index, axis=1)[:, 0]
     return jnp.where(emitted.length > 0, token, before)
-
-
-def _merge(automaton: Draft, neural: jax.Array, threshold: int) -> Draft:
-    """`merge_drafts`, but a draft that begins with the whole neural one needs no long match.
-
-    Two that agree are right more often than one, and the automaton's goes on where the neural one
-    ends.
-    """
-    width = neural.shape[1]
-    begins = automaton.tokens[:, :width]
-    if begins.shape[1] < width:
-        return merge_drafts(automaton, neural, threshold)
-    agree = (automaton.length >= width) & jnp.all(begins == neural, axis=1)
-    match_length = jnp.where(agree, threshold, automaton.match_length)
-    merged = merge_drafts(
-        dataclasses.replace(automaton, match_length=match_length), neural, threshold
-    )
-    used = merged.match_length > 0
-    return dataclasses.replace(merged, match_length=jnp.where(used, automaton.match_length, 0))

@@ -34,7 +34,8 @@ class SAConfig(DraftOptions):
     max_slots: int
     """S, the requests at a time."""
     threshold: int = 4
-    """The match length from which the automaton's draft is used instead of a neural one."""
+    """The match length, plus the common prefix of both drafts, from which the automaton's draft is
+    used instead of a neural one: the rule of `jax_sa.merge_drafts`."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -61,9 +61,9 @@ def accept_greedy(draft: Draft, targets: jax.Array) -> Accepted:
     Raises:
       ValueError, TypeError: at trace time, for a wrong shape or dtype.
     """
-    rows, max_draft = _check_draft(draft)
+    rows, max_draft = _check_draft("draft", draft)
     chosen = _chosen_tokens(targets, rows, max_draft)
-    length = _emitted_length(draft, draft.tokens == chosen[:, :-1])
+    length = 1 + _prefix_length(_drafted(draft) & (draft.tokens == chosen[:, :-1]))
     emitted = jnp.arange(1 + max_draft, dtype=jnp.int32)[None] < length[:, None]
     return Accepted(tokens=jnp.where(emitted, chosen, DRAFT_FILL), length=length)
 
@@ -96,7 +96,7 @@ def accept_sampled(
     Raises:
       ValueError, TypeError: at trace time, naming the argument.
     """
-    rows, max_draft = _check_draft(draft)
+    rows, max_draft = _check_draft("draft", draft)
     logits = _check_logits("logits", logits, rows, max_draft)
     sampling = check_sampling(Sampling(key, temperature, top_k, top_p), rows)
     scores = _scores(logits, sampling)
@@ -106,7 +106,7 @@ def accept_sampled(
     probability = jax.nn.softmax(scores[:, :-1], axis=-1)
     probability = jnp.sum(jnp.where(drafted, probability, 0.0), axis=-1)
     confirmed = jax.random.uniform(confirm_key, (rows, max_draft)) < probability
-    length = _emitted_length(draft, confirmed)
+    length = 1 + _prefix_length(_drafted(draft) & confirmed)
 
     # The model's own token comes where a token was refused, or after the draft, where none was.
     position = jnp.arange(1 + max_draft, dtype=jnp.int32)[None]
@@ -123,17 +123,23 @@ def accept_sampled(
 def merge_drafts(
     automaton_draft: Draft, neural_draft: Draft | jax.Array, threshold: int = 4
 ) -> Draft:
-    """Per row, the automaton's draft where its match is long enough, else the neural one.
+    """Chooses per row between the automaton's draft and a neural one.
 
-    A long repeated suffix is a better sign than a neural draft; a short one is a worse one. Where
-    the automaton's draft is used but ends before the neural one does, the rest is filled with what
-    the neural draft holds at the same positions: its tokens predict fixed distances from the last
+    The rule: the automaton's draft is used where its match length, plus the length of the common
+    prefix of both drafts, is at least `threshold`; elsewhere, and where the automaton drafts
+    nothing, the neural one. A long repeated suffix is a better sign than a neural draft and a short
+    one a worse, but each token on which the two agree speaks for the automaton's as much as a
+    matching token before it. A threshold that no row reaches gives exactly the neural drafts.
+
+    Where the automaton's draft is used but ends before the neural one does, the rest is filled with
+    the tokens of the neural draft at the same positions: they predict fixed distances from the last
     token, whatever lies between.
 
     Args:
-      automaton_draft: of B rows and K tokens.
-      neural_draft: of B rows and M tokens, a `Draft` or int32[B, M], all of them drafted.
-      threshold: the match length from which the automaton's draft is used.
+      automaton_draft: B rows and K tokens.
+      neural_draft: B rows and M tokens, a `Draft` or int32[B, M], all of them drafted.
+      threshold: the sum of match length and common prefix from which the automaton's draft is used,
+        at least 1.
 
     Returns:
       A draft of B rows and max(K, M) tokens. `match_length` and `match_end` are the automaton's
@@ -142,43 +148,48 @@ def merge_drafts(
     Raises:
       ValueError, TypeError: at trace time, for a wrong shape or dtype or a threshold below 1.
     """
-    check_int("threshold", threshold, 1)
-    rows, _ = _check_draft(automaton_draft, "automaton_draft")
+    threshold = check_int("threshold", threshold, 1)
+    rows, max_draft = _check_draft("automaton_draft", automaton_draft)
     neural = neural_draft
     if not isinstance(neural, Draft):
-        _, width = check_array("neural_draft", neural, jnp.int32, (rows, "M"))
+        _, neural_width = check_array("neural_draft", neural, jnp.int32, (rows, "M"))
         none = jnp.zeros(rows, jnp.int32)
-        neural = Draft(neural, jnp.full(rows, width, jnp.int32), none, none)
-    elif (neural_rows := _check_draft(neural, "neural_draft")[0]) != rows:
+        neural = Draft(neural, jnp.full(rows, neural_width, jnp.int32), none, none)
+    neural_rows, neural_width = _check_draft("neural_draft", neural)
+    if neural_rows != rows:
         raise ValueError(f"neural_draft: expected {rows} rows, got {neural_rows}")
 
-    use = automaton_draft.match_length >= threshold
-    width = max(automaton_draft.tokens.shape[1], neural.tokens.shape[1])
-    position = jnp.arange(width, dtype=jnp.int32)[None]
-    own = jnp.where(use, automaton_draft.length, 0)
-    length = jnp.maximum(own, neural.length)
+    shared = min(max_draft, neural_width)
+    agree = automaton_draft.tokens[:, :shared] == neural.tokens[:, :shared]
+    agree &= _drafted(automaton_draft)[:, :shared] & _drafted(neural)[:, :shared]
+    use = automaton_draft.match_length >= threshold - _prefix_length(agree)
+    use &= automaton_draft.length > 0
+
+    width = max(max_draft, neural_width)
+    from_automaton = use[:, None] & _widen(_drafted(automaton_draft), width)
+    drafted = from_automaton | _widen(_drafted(neural), width)
     tokens = jnp.where(
-        position < own[:, None],
-        _widen(automaton_draft.tokens, width),
-        _widen(neural.tokens, width),
+        from_automaton, _widen(automaton_draft.tokens, width), _widen(neural.tokens, width)
     )
     return Draft(
-        tokens=jnp.where(position < length[:, None], tokens, DRAFT_FILL),
-        length=length,
+        tokens=jnp.where(drafted, tokens, DRAFT_FILL),
+        length=_prefix_length(drafted),
         match_length=jnp.where(use, automaton_draft.match_length, 0),
         match_end=jnp.where(use, automaton_draft.match_end, 0),
     )
 
 
-def _emitted_length(draft: Draft, confirmed: jax.Array) -> jax.Array:
-    """int32[B] the drafted tokens up to the first that is not in `confirmed`, and one more."""
-    rows, max_draft = draft.tokens.shape
-    if max_draft == 0:
-        return jnp.ones(rows, jnp.int32)
-    position = jnp.arange(max_draft, dtype=jnp.int32)[None]
-    confirmed &= position < draft.length[:, None]
-    # The first unconfirmed position, and one for the model's own token: one reduction on a GPU.
-    return jnp.min(jnp.where(confirmed, 1 + max_draft, 1 + position), axis=1)
+def _drafted(draft: Draft) -> jax.Array:
+    """bool[B, K] the positions that hold a drafted token."""
+    position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+    return position < draft.length[:, None]
+
+
+def _prefix_length(confirmed: jax.Array) -> jax.Array:
+    """int32[B] how many positions of bool[B, K] hold before the first that does not."""
+    width = confirmed.shape[1]
+    position = jnp.arange(width, dtype=jnp.int32)[None]
+    return jnp.min(jnp.where(confirmed, width, position), axis=1, initial=width)
 
 
 def _scores(logits: jax.Array, sampling: Sampling) -> jax.Array:
@@ -220,8 +231,8 @@ def _vocabulary(logits: jax.Array) -> jax.Array:
     return jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None]
 
 
-def _widen(tokens: jax.Array, width: int) -> jax.Array:
-    return jnp.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
+def _widen(values: jax.Array, width: int) -> jax.Array:
+    return jnp.pad(values, ((0, 0), (0, width - values.shape[1])))
 
 
 def _per_row(values: jax.Array) -> jax.Array:
@@ -256,7 +267,7 @@ def check_sampling(sampling: Any, rows: int) -> Sampling:
     )
 
 
-def _check_draft(draft: Any, name: str = "draft") -> tuple[int, int]:
+def _check_draft(name: str, draft: Any) -> tuple[int, int]:
     if not isinstance(draft, Draft):
         raise TypeError(f"{name}: expected a jax_sa.Draft, got {type(draft).__name__}")
     rows, max_draft = check_array(f"{name}.tokens", draft.tokens, jnp.int32, ("B", "K"))

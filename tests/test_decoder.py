@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import test_gpu_program
 import toy_model
-from jax_sa.generate import _merge
 
 import jax_sa
 
@@ -223,19 +222,62 @@ def test_the_block_is_as_long_as_the_longest_draft():
     assert decoder._draft_widths(16) == [2, 4, 8, 16]
 
 
-def test_drafts_that_agree_need_no_long_match():
-    automaton = jax_sa.Draft(
-        tokens=jnp.array([[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 0, 0], [0, 0, 0]], jnp.int32),
-        length=jnp.array([3, 3, 3, 1, 0], jnp.int32),
-        match_length=jnp.array([1, 1, 4, 1, 0], jnp.int32),
-        match_end=jnp.array([7, 7, 7, 7, 0], jnp.int32),
+def drafts_of_a_generation(threshold, automaton=True):
+    """The draft that each step verifies, of every row."""
+    prompts, lengths = random_prompts(1, [40, 35, 30])
+    decoder = jax_sa.Decoder(
+        toy_model.model, drafter=DRAFTER, max_draft=MAX_DRAFT, threshold=threshold
     )
-    neural = jnp.array([[1, 2], [1, 9], [8, 9], [1, 0], [0, 0]], jnp.int32)
-    merged = _merge(automaton, neural, threshold=4)
-    assert merged.tokens.tolist() == [[1, 2, 3], [1, 9, 0], [1, 2, 3], [1, 0, 0], [0, 0, 0]]
-    assert merged.length.tolist() == [3, 2, 3, 2, 2]
-    assert merged.match_length.tolist() == [1, 0, 4, 0, 0]
-    assert merged.match_end.tolist() == [7, 0, 7, 0, 0]
+    generation = decoder.init(
+        PARAMS,
+        prompts,
+        lengths,
+        toy_model.init_cache(3, 256),
+        max_new_tokens=60,
+        state=jax_sa.init(3, 256) if automaton else None,
+    )
+    drafts = [jax.device_get(generation.draft)]
+    while not generation.finished.all():
+        generation, _ = decoder.step(PARAMS, generation)
+        drafts.append(jax.device_get(generation.draft))
+    return drafts
+
+
+def test_a_threshold_that_nothing_reaches_gives_the_neural_drafts():
+    hybrid = drafts_of_a_generation(10**9)
+    neural = drafts_of_a_generation(4, automaton=False)
+    assert len(hybrid) == len(neural)
+    for one, other in zip(hybrid, neural, strict=True):
+        np.testing.assert_array_equal(one.length, other.length)
+        np.testing.assert_array_equal(one.tokens[:, :2], other.tokens)
+        assert not one.tokens[:, 2:].any() and not one.match_length.any()
+    assert len(drafts_of_a_generation(1)) != len(neural)
+
+
+@pytest.mark.parametrize("threshold", [1, 3, 4, 6, 10**9])
+def test_decoder_manager_and_merge_drafts_agree(threshold):
+    """One text, one neural draft, three ways to the hybrid's draft."""
+    prompts = random_prompts(11, [30] * 8)[0]
+    lengths = jnp.full(8, 30, jnp.int32)
+    options = {"max_draft": MAX_DRAFT, "threshold": threshold}
+    decoder = jax_sa.Decoder(toy_model.model, drafter=DRAFTER, **options)
+    state = jax_sa.init(8, 64)
+    generation = decoder.init(
+        PARAMS, prompts, lengths, toy_model.init_cache(8, 64), max_new_tokens=32, state=state
+    )
+    rows = jnp.arange(8, dtype=jnp.int32)
+    last, before = prompts[rows, -1], prompts[rows, -2]
+    first = PARAMS[before, last]
+    neural = jnp.stack([first, PARAMS[last, first]], axis=1)
+
+    _, automaton = jax_sa.extend_lookup(jax_sa.init(8, 64), prompts, lengths, max_draft=MAX_DRAFT)
+    merged = jax_sa.merge_drafts(automaton, neural, threshold)
+    manager = jax_sa.SuffixAutomatonManager(jax_sa.SAConfig(64, 8, **options), 8)
+    for row in range(8):
+        manager.add_request(row, np.asarray(prompts[row]))
+    manager.prepare(range(8))
+    jax.tree.map(np.testing.assert_array_equal, manager.lookup(neural), merged)
+    jax.tree.map(np.testing.assert_array_equal, generation.draft, merged)
 
 
 def test_sampling_at_temperature_zero_is_greedy():

@@ -244,20 +244,25 @@ def test_accept_sampled_errors(arguments, error, message):
 
 
 def expected_merge(automaton, neural, match_length, threshold):
-    merged = list(automaton) if match_length >= threshold else []
-    return merged + list(neural[len(merged) :])
+    """The rule as its words say it: the tokens, and whether the automaton's draft is used."""
+    common = 0
+    while common < min(len(automaton), len(neural)) and automaton[common] == neural[common]:
+        common += 1
+    used = len(automaton) > 0 and match_length + common >= threshold
+    merged = list(automaton) if used else []
+    return merged + list(neural[len(merged) :]), used
 
 
 @pytest.mark.parametrize("as_draft", [False, True])
-@pytest.mark.parametrize("widths", [(4, 1), (4, 3), (2, 5), (0, 2), (3, 3)])
-@pytest.mark.parametrize("threshold", [1, 4])
+@pytest.mark.parametrize("widths", [(4, 1), (4, 3), (2, 5), (0, 2), (3, 0), (3, 3)])
+@pytest.mark.parametrize("threshold", [1, 2, 4, 5, 10**9, 2**31 - 1])
 def test_merged_drafts(as_draft, widths, threshold):
     random = np.random.default_rng(sum(widths))
-    rows, (max_draft, neural_width) = 40, widths
-    tokens = random.integers(1, 9, (rows, max_draft))
+    rows, (max_draft, neural_width) = 200, widths
+    tokens = random.integers(1, 3, (rows, max_draft))
     length = random.integers(0, max_draft + 1, rows)
     match = random.integers(0, 8, rows)
-    neural = random.integers(1, 9, (rows, neural_width))
+    neural = random.integers(1, 3, (rows, neural_width))
     neural_length = (
         random.integers(0, neural_width + 1, rows) if as_draft else [neural_width] * rows
     )
@@ -267,16 +272,37 @@ def test_merged_drafts(as_draft, widths, threshold):
         draft_of(neural, neural_length) if as_draft else jnp.int32(neural),
         threshold=threshold,
     )
+    merged = jax.device_get(merged)
     for row in range(rows):
-        want = expected_merge(
+        want, used = expected_merge(
             tokens[row, : length[row]], neural[row, : neural_length[row]], match[row], threshold
         )
         fill = [jax_sa.DRAFT_FILL] * (max(widths) - len(want))
         assert merged.tokens[row].tolist() == want + fill
         assert int(merged.length[row]) == len(want)
-        used = match[row] >= threshold
         assert int(merged.match_length[row]) == match[row] * used
         assert int(merged.match_end[row]) == (match[row] + 100) * used
+
+
+def test_agreement_counts_as_match_length():
+    automaton = jax_sa.Draft(
+        tokens=jnp.array([[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 0, 0], [0, 0, 0]], jnp.int32),
+        length=jnp.array([3, 3, 3, 1, 0], jnp.int32),
+        match_length=jnp.array([2, 2, 4, 1, 9], jnp.int32),
+        match_end=jnp.array([7, 7, 7, 7, 7], jnp.int32),
+    )
+    neural = jnp.array([[1, 2], [1, 9], [8, 9], [1, 0], [0, 5]], jnp.int32)
+    merged = jax_sa.merge_drafts(automaton, neural, threshold=4)
+    assert merged.tokens.tolist() == [[1, 2, 3], [1, 9, 0], [1, 2, 3], [1, 0, 0], [0, 5, 0]]
+    assert merged.length.tolist() == [3, 2, 3, 2, 2]
+    assert merged.match_length.tolist() == [2, 0, 4, 0, 0]
+    assert merged.match_end.tolist() == [7, 0, 7, 0, 0]
+
+
+def test_lengths_beyond_the_draft_are_the_whole_draft():
+    automaton, neural = draft_of([[1, 2]], [99]), draft_of([[3, 4, 5]], [99])
+    merged = jax_sa.merge_drafts(automaton, neural, threshold=4)
+    assert merged.tokens.tolist() == [[1, 2, 5]] and merged.length.tolist() == [3]
 
 
 @pytest.mark.parametrize(
