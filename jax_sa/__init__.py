@@ -33,6 +33,7 @@ from jax_sa.decoder import NeuralDrafter as NeuralDrafter
 from jax_sa.decoder import generate as generate
 from jax_sa.manager import SAConfig as SAConfig
 from jax_sa.manager import SuffixAutomatonManager as SuffixAutomatonManager
+from jax_sa.sampling import Sampling as Sampling
 from jax_sa.seqlens import ExpandedSeqlens as ExpandedSeqlens
 from jax_sa.seqlens import expand_seqlens as expand_seqlens
 from jax_sa.state import State as State
@@ -40,7 +41,6 @@ from jax_sa.state import Status as Status
 from jax_sa.state import get_state_size as get_state_size
 from jax_sa.state import init as init
 from jax_sa.verify import Accepted as Accepted
-from jax_sa.verify import Sampling as Sampling
 from jax_sa.verify import accept_greedy as accept_greedy
 from jax_sa.verify import accept_sampled as accept_sampled
 from jax_sa.verify import merge_drafts as merge_drafts

@@ -27,15 +27,9 @@ import jax.numpy as jnp
 from jax_sa._checks import INT32_MAX, check_array, check_int
 from jax_sa._options import DraftOptions
 from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup
+from jax_sa.sampling import Sampling, check_sampling
 from jax_sa.state import State, check_state
-from jax_sa.verify import (
-    Accepted,
-    Sampling,
-    accept_greedy,
-    accept_sampled,
-    check_sampling,
-    merge_drafts,
-)
+from jax_sa.verify import Accepted, accept_greedy, accept_sampled, merge_drafts
 
 INT32_MIN = -(2**31)
 
