@@ -1,5 +1,7 @@
 """Generations are those of plain greedy decoding, in fewer steps, in one program, in place."""
 
+import functools
+import inspect
 import math
 import re
 
@@ -312,6 +314,122 @@ def test_sampling_has_the_models_distribution():
     expected = rows * p[0][:, None, None] * p[:, :, None] * p[None]
     chi_square = np.sum((counts - expected) ** 2 / expected)
     assert chi_square < 24.3  # 7 degrees of freedom: once in 1000
+
+
+def sharded_generate(mode, in_specs, arguments, **options):
+    """A generation inside shard_map, with its default checks, of 2 rows on each of 2 devices."""
+    devices = np.reshape(jax.local_devices(backend="cpu")[:4], (2, 2))
+    mesh = jax.sharding.Mesh(devices, ("data", "model"))
+    options = dict(MODES[mode]) | options
+    automaton = options.pop("automaton", False)
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=in_specs, out_specs=jax.sharding.PartitionSpec("data")
+    )
+    def program(prompts, lengths, key):
+        sampling = None if key is None else jax_sa.Sampling(key[0])
+        generation = jax_sa.generate(
+            toy_model.model,
+            PARAMS,
+            prompts,
+            lengths,
+            toy_model.init_cache(2, 128),
+            max_new_tokens=30,
+            state=jax_sa.init(2, 128) if automaton else None,
+            max_draft=MAX_DRAFT,
+            sampling=sampling,
+            **options,
+        )
+        return generation.tokens, generation.lengths, generation.steps, generation.accepted
+
+    return jax.device_get(program(*arguments))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_inside_shard_map(mode):
+    """Slots are local: each shard's automata are those of its own rows."""
+    P = jax.sharding.PartitionSpec
+    prompts, lengths = random_prompts(12, [20, 7, 11, 16])
+    got = sharded_generate(mode, (P("data"), P("data"), P()), (prompts, lengths, None))
+    alone = generate(prompts, lengths, 30, **MODES[mode])
+    want = (alone.tokens, alone.lengths, alone.steps, alone.accepted)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    for row, length in enumerate(lengths.tolist()):
+        assert got[0][row].tolist() == toy_model.greedy(prompts[row, :length].tolist(), 30)
+
+
+@pytest.mark.parametrize("mode", ["none", "hybrid"])
+def test_inside_shard_map_when_only_the_key_varies(mode):
+    P = jax.sharding.PartitionSpec
+    prompts, lengths = random_prompts(13, [20, 7])
+    keys = jax.random.split(jax.random.key(0), 2)
+    tokens, counts, steps, accepted = sharded_generate(
+        mode, (P(), P(), P("data")), (prompts, lengths, keys)
+    )
+    assert counts.tolist() == [30] * 4 == (steps + accepted).tolist()
+    assert (tokens[:2] != tokens[2:]).any()
+    for shard in range(2):
+        alone = generate(prompts, lengths, 30, sampling=jax_sa.Sampling(keys[shard]), **MODES[mode])
+        np.testing.assert_array_equal(tokens[2 * shard : 2 * shard + 2], alone.tokens)
+
+
+def test_decoder_generate_is_generate():
+    prompts, lengths = random_prompts(9, [9, 14])
+    expected = generate(prompts, lengths, 25, stop_tokens=(3,), **MODES["hybrid"])
+    decoder = jax_sa.Decoder(
+        toy_model.model, drafter=DRAFTER, max_draft=MAX_DRAFT, stop_tokens=(3,)
+    )
+    cache, state = toy_model.init_cache(2, 256), jax_sa.init(2, 256)
+    generation = decoder.generate(PARAMS, prompts, lengths, cache, max_new_tokens=25, state=state)
+    jax.tree.map(np.testing.assert_array_equal, generation, expected)
+
+
+def test_decoders_of_the_same_functions_share_compiled_code():
+    calls = []
+
+    def counting(params, tokens, cache):
+        calls.append(tokens.shape)
+        return toy_model.model(params, tokens, cache)
+
+    def run(**options):
+        cache = toy_model.init_cache(2, 32)
+        lengths = jnp.full(2, 3, jnp.int32)
+        jax_sa.generate(counting, PARAMS, PROMPTS, lengths, cache, max_new_tokens=4, **options)
+        return len(calls)
+
+    first = run(max_draft=4, draft_factor=2, stop_tokens=(5,))
+    assert (
+        run(max_draft=np.int64(4), draft_factor=np.float32(2), stop_tokens=(np.int8(5),)) == first
+    )
+    assert run(max_draft=5, draft_factor=2, stop_tokens=(5,)) > first
+
+
+def test_numpys_numbers_are_pythons():
+    plain = {"max_draft": 4, "min_match": 2, "max_match": 9, "draft_factor": 1.5, "periodic": True}
+    plain |= {"threshold": 3, "stop_tokens": (1, 2), "drafter": DRAFTER}
+    numpys = {
+        "max_draft": np.int32(4),
+        "min_match": np.uint8(2),
+        "max_match": jnp.int32(9),
+        "draft_factor": np.float32(1.5),
+        "periodic": np.True_,
+        "threshold": np.int64(3),
+        "stop_tokens": (np.int32(1), jnp.int32(2)),
+        "drafter": DRAFTER._replace(max_draft=np.int64(2)),
+    }
+    decoder, other = (jax_sa.Decoder(toy_model.model, **options) for options in (plain, numpys))
+    assert decoder == other and hash(decoder) == hash(other)
+    for name in plain:
+        assert type(getattr(other, name)) is type(getattr(decoder, name))
+    assert [type(token) for token in other.stop_tokens] == [int, int]
+    assert type(other.drafter.max_draft) is int
+
+
+def test_help_shows_the_contract_of_a_model():
+    contract = inspect.getdoc(jax_sa.Decoder)
+    for words in ("model(params, tokens int32[B, T], cache)", "cache.length[b] + t", "`length`"):
+        assert words in contract
 
 
 def compile_generate(sharding=None, *, automaton=False, **options):
