@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-INT32_MAX = 2**31 - 1
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 
 def check_int(name: str, value: Any, low: int, high: int = INT32_MAX) -> int:

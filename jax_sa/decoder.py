@@ -15,14 +15,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_sa._checks import INT32_MAX, check_array, check_int
+from jax_sa import budget
+from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
 from jax_sa._options import DraftOptions, normalise
-from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup
+from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup, reset
+from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
 from jax_sa.sampling import Sampling, check_sampling
 from jax_sa.state import State, check_state
-from jax_sa.verify import Accepted, accept_greedy, accept_sampled, merge_drafts
-
-INT32_MIN = -(2**31)
+from jax_sa.verify import (
+    Accepted,
+    accept_greedy,
+    accept_sampled,
+    cut_at_stop,
+    last_token,
+    merge_drafts,
+)
 
 
 class NeuralDrafter(NamedTuple):
@@ -65,7 +72,9 @@ class Generation:
     last: jax.Array
     """int32[B] the last token, which the model has not read."""
     draft: Draft
-    """The tokens that may follow it, which the next step verifies."""
+    """The tokens that may follow it, of which the next step verifies as many as are worth it."""
+    record: budget.Record
+    """How well the row's drafts did."""
     cache: Any
     """The model's cache, of every token but the last."""
     state: State | None
@@ -162,14 +171,16 @@ class Decoder(DraftOptions):
         state: State | None = None,
         limits: jax.Array | None = None,
         sampling: Sampling | None = None,
+        costs: jax.Array | None = None,
     ) -> Generation:
         """Generates from prompts, in one jitted `lax.while_loop`, as decoding without drafts would.
 
         Without `sampling`, the tokens are exactly those of greedy decoding (`accept_greedy`), for a
         model whose logits do not depend on T; with it, they have the same distribution
         (`accept_sampled`). Drafts come from the automata of `state`, from a neural drafter, from
-        both (`merge_drafts` chooses per row), or from neither. A step verifies a block as long as
-        its longest draft needs, of a few compiled lengths.
+        both (`merge_drafts` chooses per row), or from neither. A step verifies as much of them as
+        is worth its cost: of the compiled `widths`, the one with the most expected tokens per cost
+        (`jax_sa.budget`), which may be none.
 
         Args:
           params: the model's parameters, a pytree.
@@ -181,6 +192,8 @@ class Decoder(DraftOptions):
             without room for prompt and new tokens drafts until it is full. None: no automata.
           limits: int32[B] maximum new tokens per row, clipped to 0..G. None: G.
           sampling: None: greedy.
+          costs: float32[W] the relative cost of a step of each of `widths`, as `calibrate` measures
+            them. None: an estimate for the default backend.
 
         Returns:
           The generation, every row finished.
@@ -191,7 +204,64 @@ class Decoder(DraftOptions):
         request = _check_request(
             _Request(prompts, prompt_lengths, limits, sampling, max_new_tokens), cache, state
         )
-        return self._generate(params, request, cache, state)
+        generation = self._init(params, request, cache, state)
+        return self._run(params, generation, costs, jnp.asarray(INT32_MAX, jnp.int32))
+
+    def calibrate(
+        self,
+        params: Any,
+        prompts: jax.Array,
+        prompt_lengths: jax.Array,
+        cache: Any,
+        *,
+        max_new_tokens: int,
+        state: State | None = None,
+        sampling: Sampling | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Calibration:
+        """Measures the cost of a step of each width, on the user's model and device.
+
+        It takes a few seconds and, if a `generate` of the same shapes follows, compiles nothing
+        that would not be compiled for that.
+
+        Args:
+          params: as in `generate`, like all that follows up to `sampling`.
+          prompts: int32[B, P].
+          prompt_lengths: int32[B].
+          cache: donated.
+          max_new_tokens: G, at least 8.
+          state: donated; its slots are emptied.
+          sampling: as in `generate`.
+          on_progress: called with the number of widths that were measured, and of all.
+
+        Raises:
+          ValueError, TypeError: as `generate`.
+        """
+        check_int("max_new_tokens", max_new_tokens, CALIBRATION_TOKENS)
+        request = _check_request(
+            _Request(prompts, prompt_lengths, None, sampling, max_new_tokens), cache, state
+        )
+        length = jnp.copy(cache.length)
+
+        def buffers(generation: Generation | None) -> tuple[Any, State | None]:
+            if generation is None:
+                return cache, state
+            automata = generation.state
+            if automata is not None:
+                automata = _reset(automata, jnp.arange(automata.num_slots, dtype=jnp.int32))
+            return dataclasses.replace(generation.cache, length=jnp.copy(length)), automata
+
+        def restart(generation: Generation | None) -> Generation:
+            return self._init(params, request, *buffers(generation))
+
+        def advance(generation: Generation, costs: jax.Array, steps: int) -> tuple[Generation, int]:
+            before = int(jnp.max(generation.steps))
+            generation = self._run(params, generation, costs, jnp.asarray(steps, jnp.int32))
+            return generation, int(jnp.max(generation.steps)) - before
+
+        num_widths = len(self.widths(drafts=state is not None))
+        costs, generation = measure_costs(restart, advance, num_widths, on_progress)
+        return Calibration(costs, *buffers(generation))
 
     def init(
         self,
@@ -214,15 +284,26 @@ class Decoder(DraftOptions):
         )
         return self._init(params, request, cache, state)
 
-    @functools.partial(jax.jit, static_argnames="self", donate_argnames=("cache", "state"))
-    def _generate(
-        self, params: Any, request: _Request, cache: Any, state: State | None
+    @functools.partial(jax.jit, static_argnames="self", donate_argnames="generation")
+    def _run(
+        self,
+        params: Any,
+        generation: Generation,
+        costs: jax.Array | None,
+        max_steps: jax.Array,
     ) -> Generation:
-        return jax.lax.while_loop(
-            lambda generation: ~jnp.all(generation.finished),
-            lambda generation: self.step(params, generation)[0],
-            self._init(params, request, cache, state),
-        )
+        """Goes on until every row is done, or for so many steps."""
+        costs = self._costs(costs, generation)
+
+        def goes_on(carry: tuple[jax.Array, Generation]) -> jax.Array:
+            steps, generation = carry
+            return (steps < max_steps) & ~jnp.all(generation.finished)
+
+        def body(carry: tuple[jax.Array, Generation]) -> tuple[jax.Array, Generation]:
+            steps, generation = carry
+            return steps + 1, self.step(params, generation, costs)[0]
+
+        return jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), generation))[1]
 
     @functools.partial(jax.jit, static_argnames="self", donate_argnames=("cache", "state"))
     def _init(self, params: Any, request: _Request, cache: Any, state: State | None) -> Generation:
@@ -256,14 +337,23 @@ class Decoder(DraftOptions):
             accepted=none,
             last=last,
             draft=self._draft(automaton, neural, jnp.where(finished, 0, limits)),
+            record=budget.init_record(limits),
             cache=cache,
             state=state,
-            sampling=request.sampling,
+            # A copy, because a generation is donated, and the key is the caller's.
+            sampling=jax.tree.map(jnp.copy, request.sampling),
         )
 
     @functools.partial(jax.jit, static_argnames="self", donate_argnames="generation")
-    def step(self, params: Any, generation: Generation) -> tuple[Generation, Accepted]:
+    def step(
+        self, params: Any, generation: Generation, costs: jax.Array | None = None
+    ) -> tuple[Generation, Accepted]:
         """Calls the model once, and emits the tokens of the draft that it confirms and one more.
+
+        Args:
+          params: the model's parameters, a pytree.
+          generation: donated.
+          costs: as in `generate`.
 
         Returns:
           The generation, and the emitted tokens: at most 1 + K per row, all but the last of them
@@ -273,12 +363,14 @@ class Decoder(DraftOptions):
         if sampling is not None:
             next_key, key = jax.random.split(sampling.key)
             sampling = dataclasses.replace(sampling, key=next_key)
+        index, draft = self._choose(generation, self._costs(costs, generation))
         # The automata stay out of the branches: jax before 0.11.2 copies what a branch updates.
-        widths = self._draft_widths(generation.draft.tokens.shape[1])
-        narrower = jnp.asarray(widths, jnp.int32) < jnp.max(generation.draft.length)
         emitted, stopped, neural, cache = jax.lax.switch(
-            jnp.sum(narrower.astype(jnp.int32)),
-            [functools.partial(self._verify, width, params, generation, key) for width in widths],
+            index,
+            [
+                functools.partial(self._verify, width, params, generation, draft, key)
+                for width in self.widths(drafts=generation.state is not None)
+            ],
             generation.cache,
         )
         state, automaton = generation.state, None
@@ -296,9 +388,10 @@ class Decoder(DraftOptions):
             lengths=lengths,
             finished=finished,
             steps=generation.steps + active,
-            drafted=generation.drafted + generation.draft.length,
+            drafted=generation.drafted + draft.length,
             accepted=generation.accepted + emitted.length - active,
-            last=_last_token(emitted, generation.last),
+            record=budget.update_record(generation.record, draft, emitted.length - active),
+            last=last_token(emitted, generation.last),
             draft=self._draft(automaton, neural, left),
             cache=cache,
             state=state,
@@ -306,7 +399,13 @@ class Decoder(DraftOptions):
         ), emitted
 
     def _verify(
-        self, width: int, params: Any, generation: Generation, key: jax.Array | None, cache: Any
+        self,
+        width: int,
+        params: Any,
+        generation: Generation,
+        draft: Draft,
+        key: jax.Array | None,
+        cache: Any,
     ) -> tuple[Accepted, jax.Array, jax.Array | None, Any]:
         """The part of a step that depends on the width of its block, of `width` drafted tokens.
 
@@ -314,7 +413,6 @@ class Decoder(DraftOptions):
           The emitted tokens [B, 1 + K]; bool[B] whether they end in a stop token; the neural
           drafter's tokens; the cache.
         """
-        draft = generation.draft
         padding = ((0, 0), (0, draft.tokens.shape[1] - width))
         draft = dataclasses.replace(draft, tokens=draft.tokens[:, :width])
         block = jnp.concatenate([generation.last[:, None], draft.tokens], axis=1)
@@ -326,29 +424,47 @@ class Decoder(DraftOptions):
             accepted = accept_sampled(
                 key, draft, logits, sampling.temperature, sampling.top_k, sampling.top_p
             )
-        emitted, stopped = self._emit(accepted, generation.finished)
+        emitted, stopped = cut_at_stop(accepted, ~generation.finished, self.stop_tokens)
         cache, neural = _advance(cache, emitted.length), None
         if self.drafter is not None:
             neural, cache = self.drafter.draft(params, emitted, cache)
         padded = jnp.pad(emitted.tokens, padding, constant_values=DRAFT_FILL)
         return Accepted(padded, emitted.length), stopped, neural, cache
 
-    def _draft_widths(self, max_draft: int) -> list[int]:
-        """The draft lengths to compile the model for: each is at most twice what a step needs."""
-        shortest = 0 if self.drafter is None else self.drafter.max_draft
-        powers = [2**i for i in range(1, max_draft.bit_length())]
-        return sorted({shortest, *(width for width in powers if width > shortest), max_draft})
+    def widths(self, *, drafts: bool = True) -> tuple[int, ...]:
+        """The drafted tokens of a row for which a step is compiled, ascending.
 
-    def _emit(self, accepted: Accepted, finished: jax.Array) -> tuple[Accepted, jax.Array]:
-        """Cuts the accepted tokens after their first stop token; bool[B] where there is one."""
-        position = jnp.arange(accepted.tokens.shape[1], dtype=jnp.int32)[None]
-        stop_tokens = jnp.asarray(self.stop_tokens, jnp.int32)
-        stops = jnp.any(accepted.tokens[..., None] == stop_tokens[None, None], axis=-1)
-        stops &= position < accepted.length[:, None]
-        length = jnp.min(jnp.where(stops, 1 + position, accepted.length[:, None]), axis=1)
-        length = jnp.where(finished, 0, length)
-        tokens = jnp.where(position < length[:, None], accepted.tokens, DRAFT_FILL)
-        return Accepted(tokens, length), jnp.any(stops, axis=1)
+        Args:
+          drafts: whether there are automata.
+        """
+        neural = 0 if self.drafter is None else self.drafter.max_draft
+        longest = max(neural, self.max_draft if drafts else 0)
+        powers = (2**i for i in range(longest.bit_length()))
+        return tuple(sorted({0, *powers, neural, longest}))
+
+    def _costs(self, costs: Any, generation: Generation) -> jax.Array:
+        """The costs given, checked, or else an estimate."""
+        widths = self.widths(drafts=generation.state is not None)
+        if costs is None:
+            (rows,) = generation.lengths.shape
+            tokens = [rows * (1 + width) for width in widths]
+            return budget.estimate_costs(tokens, jax.default_backend())
+        check_array("costs", costs, jnp.float32, (len(widths),))
+        return costs
+
+    def _choose(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Draft]:
+        """The index of the width with the most expected tokens per cost, and the drafts cut to it.
+
+        All rows have room for the width of the block, so a row's draft is cut by nothing else.
+        """
+        widths = jnp.asarray(self.widths(drafts=generation.state is not None), jnp.int32)
+        draft = generation.draft
+        lengths = jnp.minimum(draft.length[None], widths[:, None])
+        chances = budget.survival(draft, generation.record.strain())
+        held = budget.expected_tokens(chances, lengths)
+        active = jnp.sum((~generation.finished).astype(jnp.float32))
+        index = jnp.argmax((active + held) / costs).astype(jnp.int32)
+        return index, budget.cut_draft(draft, widths[index])
 
     def _draft(self, automaton: Draft | None, neural: jax.Array | None, left: jax.Array) -> Draft:
         """The drafts there are as one, of at most `left - 1` tokens: a step emits one more."""
@@ -359,10 +475,7 @@ class Decoder(DraftOptions):
             none = jnp.zeros_like(left)
             automaton = Draft(jnp.zeros_like(left, shape=(rows, 0)), none, none, none)
         draft = automaton if neural is None else merge_drafts(automaton, neural, self.threshold)
-        length = jnp.clip(left - 1, 0, draft.length)
-        position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
-        tokens = jnp.where(position < length[:, None], draft.tokens, DRAFT_FILL)
-        return dataclasses.replace(draft, tokens=tokens, length=length)
+        return budget.cut_draft(draft, left - 1)
 
 
 def generate(
@@ -376,6 +489,7 @@ def generate(
     state: State | None = None,
     limits: jax.Array | None = None,
     sampling: Sampling | None = None,
+    costs: jax.Array | None = None,
     **options: Any,
 ) -> Generation:
     """Generates from prompts: `jax_sa.Decoder(model, **options).generate(params, ...)`.
@@ -392,6 +506,7 @@ def generate(
         state=state,
         limits=limits,
         sampling=sampling,
+        costs=costs,
     )
 
 
@@ -462,7 +577,4 @@ def _append(tokens: jax.Array, lengths: jax.Array, emitted: Accepted) -> jax.Arr
     return tokens.at[row, column].set(emitted.tokens, mode="drop")
 
 
-def _last_token(emitted: Accepted, before: jax.Array) -> jax.Array:
-    index = jnp.maximum(emitted.length - 1, 0)[:, None]
-    token = jnp.take_along_axis(emitted.tokens, index, axis=1)[:, 0]
-    return jnp.where(emitted.length > 0, token, before)
+_reset = jax.jit(reset, donate_argnames="state")

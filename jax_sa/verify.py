@@ -184,6 +184,33 @@ def _drafted(draft: Draft) -> jax.Array:
     return position < draft.length[:, None]
 
 
+def cut_at_stop(
+    accepted: Accepted, emits: jax.Array, stop_tokens: tuple[int, ...]
+) -> tuple[Accepted, jax.Array]:
+    """The tokens up to the first stop token, and bool[B] where there is one.
+
+    Args:
+      accepted: B rows.
+      emits: bool[B]; the other rows emit nothing, and do not stop.
+      stop_tokens: token ids.
+    """
+    position = jnp.arange(accepted.tokens.shape[1], dtype=jnp.int32)[None]
+    ids = jnp.asarray(stop_tokens, jnp.int32)
+    stops = jnp.any(accepted.tokens[..., None] == ids[None, None], axis=-1)
+    stops &= (position < accepted.length[:, None]) & emits[:, None]
+    length = jnp.min(jnp.where(stops, 1 + position, accepted.length[:, None]), axis=1)
+    length = jnp.where(emits, length, 0)
+    tokens = jnp.where(position < length[:, None], accepted.tokens, DRAFT_FILL)
+    return Accepted(tokens, length), jnp.any(stops, axis=1)
+
+
+def last_token(emitted: Accepted, before: jax.Array) -> jax.Array:
+    """int32[B] the last emitted token; int32[B] `before` where nothing was emitted."""
+    index = jnp.maximum(emitted.length - 1, 0)[:, None]
+    token = jnp.take_along_axis(emitted.tokens, index, axis=1)[:, 0]
+    return jnp.where(emitted.length > 0, token, before)
+
+
 def _prefix_length(confirmed: jax.Array) -> jax.Array:
     """int32[B] how many positions of bool[B, K] hold before the first that does not."""
     width = confirmed.shape[1]

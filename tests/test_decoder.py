@@ -213,15 +213,96 @@ def test_a_step_without_drafts_reads_one_token():
     assert widths == [1] * 21  # the prompt, too
 
 
-def test_the_block_is_as_long_as_the_longest_draft():
+def test_widths():
+    """Powers of two up to the longest draft, the neural one's length, and none at all."""
+    assert jax_sa.Decoder(toy_model.model).widths(drafts=False) == (0,)
+    assert jax_sa.Decoder(toy_model.model, max_draft=1).widths() == (0, 1)
+    assert jax_sa.Decoder(toy_model.model, max_draft=6).widths() == (0, 1, 2, 4, 6)
+    assert jax_sa.Decoder(toy_model.model, max_draft=16).widths() == (0, 1, 2, 4, 8, 16)
+    decoder = jax_sa.Decoder(toy_model.model, max_draft=4, drafter=DRAFTER._replace(max_draft=3))
+    assert decoder.widths() == (0, 1, 2, 3, 4)
+    assert decoder.widths(drafts=False) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("mode", ["automaton", "hybrid"])
+@pytest.mark.parametrize("index", range(4))
+def test_costs_choose_the_width_and_never_the_tokens(mode, index):
+    prompts, lengths = random_prompts(3, [30, 21, 8])
+    decoder = jax_sa.Decoder(
+        toy_model.model, max_draft=MAX_DRAFT, drafter=MODES[mode].get("drafter")
+    )
+    widths = decoder.widths()
+    costs = jnp.where(jnp.arange(len(widths)) == index, 1.0, jnp.inf).astype(jnp.float32)
+    cache, state = toy_model.init_cache(3, 256), jax_sa.init(3, 256)
+    done = decoder.generate(
+        PARAMS, prompts, lengths, cache, max_new_tokens=40, state=state, costs=costs
+    )
+    for row, length in enumerate(lengths.tolist()):
+        expected = toy_model.greedy(prompts[row, :length].tolist(), 40)
+        assert done.tokens[row].tolist() == expected
+    assert (done.drafted <= widths[index] * done.steps).all()
+    assert bool(done.drafted.any()) == (widths[index] > 0)
+
+
+def test_costs_of_another_number_are_an_error():
     decoder = jax_sa.Decoder(toy_model.model)
-    assert decoder._draft_widths(0) == [0]
-    assert decoder._draft_widths(1) == [0, 1]
-    assert decoder._draft_widths(6) == [0, 2, 4, 6]
-    assert decoder._draft_widths(16) == [0, 2, 4, 8, 16]
-    decoder = jax_sa.Decoder(toy_model.model, drafter=DRAFTER)
-    assert decoder._draft_widths(2) == [2]
-    assert decoder._draft_widths(16) == [2, 4, 8, 16]
+    arguments = PARAMS, PROMPTS, jnp.full(2, 3, jnp.int32), toy_model.init_cache(2, 32)
+    with pytest.raises(ValueError, match=r"costs: expected float32\[1,\], got float32\[3\]"):
+        decoder.generate(*arguments, max_new_tokens=4, costs=jnp.ones(3, jnp.float32))
+
+
+def test_other_costs_compile_nothing():
+    calls = []
+
+    def counting(params, tokens, cache):
+        calls.append(tokens.shape)
+        return toy_model.model(params, tokens, cache)
+
+    decoder = jax_sa.Decoder(counting, max_draft=2)
+    seen = []
+    for cost in (1.0, 9.0):
+        decoder.generate(
+            PARAMS,
+            PROMPTS,
+            jnp.full(2, 3, jnp.int32),
+            toy_model.init_cache(2, 32),
+            max_new_tokens=4,
+            state=jax_sa.init(2, 32),
+            costs=jnp.asarray([1.0, cost, cost], jnp.float32),
+        )
+        seen.append(len(calls))
+    assert seen[0] == seen[1]
+
+
+def test_calibration_measures_every_width_and_leaves_the_buffers_as_they_were():
+    prompts, lengths = random_prompts(5, [12, 20])
+    decoder = jax_sa.Decoder(toy_model.model, max_draft=MAX_DRAFT)
+    cache, state = toy_model.init_cache(2, 256), jax_sa.init(2, 256)
+    seen = []
+    measured = decoder.calibrate(
+        PARAMS,
+        prompts,
+        lengths,
+        cache,
+        max_new_tokens=30,
+        state=state,
+        on_progress=lambda *done: seen.append(done),
+    )
+    widths = decoder.widths()
+    assert measured.costs.shape == (len(widths),) and (measured.costs > 0).all()
+    assert seen == [(i + 1, len(widths)) for i in range(len(widths))]
+    assert not measured.cache.length.any() and not measured.state.length.any()
+    done = decoder.generate(
+        PARAMS,
+        prompts,
+        lengths,
+        measured.cache,
+        max_new_tokens=30,
+        state=measured.state,
+        costs=measured.costs,
+    )
+    for row, length in enumerate(lengths.tolist()):
+        assert done.tokens[row].tolist() == toy_model.greedy(prompts[row, :length].tolist(), 30)
 
 
 def drafts_of_a_generation(threshold, automaton=True):
@@ -306,6 +387,7 @@ def test_sampling_has_the_models_distribution():
         max_new_tokens=3,
         state=jax_sa.init(rows, 9),
         sampling=jax_sa.Sampling(jax.random.key(1), temperature=jnp.full(rows, 0.7)),
+        costs=jnp.ones(6, jnp.float32),
     )
     assert generation.accepted.sum() > rows // 4
     p = np.asarray(jax.nn.softmax(logits / 0.7, axis=-1), np.float64)
@@ -353,8 +435,8 @@ def test_inside_shard_map(mode):
     prompts, lengths = random_prompts(12, [20, 7, 11, 16])
     got = sharded_generate(mode, (P("data"), P("data"), P()), (prompts, lengths, None))
     alone = generate(prompts, lengths, 30, **MODES[mode])
-    want = (alone.tokens, alone.lengths, alone.steps, alone.accepted)
-    jax.tree.map(np.testing.assert_array_equal, got, want)
+    # Each shard chooses the width of its own blocks, so only the tokens are the same.
+    jax.tree.map(np.testing.assert_array_equal, got[:2], (alone.tokens, alone.lengths))
     for row, length in enumerate(lengths.tolist()):
         assert got[0][row].tolist() == toy_model.greedy(prompts[row, :length].tolist(), 30)
 
