@@ -119,7 +119,7 @@ class Distribution(NamedTuple):
         return jax.tree.map(lambda field: field[place], self)
 
     def scores(self, logits: jax.Array) -> jax.Array:
-        """float32[T, V] whose softmax tokens are drawn from: at most 0, -inf for tokens never drawn."""
+        """float32[T, V] whose softmax tokens are drawn from: at most 0, -inf for those excluded."""
         tokens = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
         return jax.tree.map(lambda field: field[..., None], self)._score(logits, tokens)
 
