@@ -17,7 +17,7 @@ def normalise(options: Any, **values: Any) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DraftOptions:
-    """The options of `jax_sa.lookup`, as the fields of what inherits them.
+    """The options of `jax_sa.lookup`, as fields to inherit.
 
     Raises:
       ValueError, TypeError: naming the option.

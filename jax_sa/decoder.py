@@ -35,9 +35,9 @@ from jax_sa.verify import (
 class NeuralDrafter(NamedTuple):
     """A drafter with parameters, such as a multi-token prediction module.
 
-    What it must remember is part of the model's cache. Both functions are called while
+    Its memory is part of the model's cache. Both functions are called while
     `cache.length` counts every token but the last, and return the tokens int32[B, M] that they
-    expect after the last, and the cache. What they draft for a row without tokens is ignored.
+    expect after the last, and the cache. Drafts for a row without tokens are ignored.
     """
 
     prefill: Callable[..., tuple[jax.Array, Any]]
@@ -518,7 +518,7 @@ def _check_drafter(drafter: Any) -> NeuralDrafter:
 
 
 def _check_request(request: _Request, cache: Any, state: Any) -> _Request:
-    """The request with limits and sampling as arrays; ValueError or TypeError for what is wrong."""
+    """The request with limits and sampling as arrays; ValueError or TypeError if one is wrong."""
     max_new_tokens = check_int("max_new_tokens", request.max_new_tokens, 1)
     rows, width = check_array("prompts", request.prompts, jnp.int32, ("B", "P"))
     if rows == 0 or width == 0:

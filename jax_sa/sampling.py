@@ -36,10 +36,10 @@ class Sampling:
     temperature: jax.Array | float = 1.0
     """float32[B]; 0 is greedy. Below 1e-37 it counts as 0, above 1e37 as 1e37."""
     top_k: jax.Array | int | None = None
-    """int32[B]: keep the `top_k` largest logits, and what ties with the last."""
+    """int32[B]: keep the `top_k` largest logits, and those that equal the last of them."""
     top_p: jax.Array | float | None = None
-    """float32[B]: of what `top_k` left, keep the fewest tokens, likeliest first, whose
-    probabilities reach `top_p`, and what ties with the last (Holtzman et al. 2020)."""
+    """float32[B]: of the tokens that `top_k` keeps, keep the fewest, likeliest first, whose
+    probabilities reach `top_p`, and those that equal the last of them (Holtzman et al. 2020)."""
 
 
 def check_sampling(sampling: Any, rows: int) -> Sampling:
@@ -97,8 +97,8 @@ def spread(sampling: Sampling, row: jax.Array) -> Sampling:
 class Distribution(NamedTuple):
     """The few numbers per place that turn one of its logits into a probability.
 
-    So the probabilities of all places are never in memory: what is asked for is computed from its
-    logit. Every field has the shape of the places, here [T].
+    So the probabilities of all places are never in memory: each that is asked for is computed from
+    its logit. Every field has the shape of the places, here [T].
     """
 
     greedy: jax.Array
@@ -119,7 +119,7 @@ class Distribution(NamedTuple):
         return jax.tree.map(lambda field: field[place], self)
 
     def scores(self, logits: jax.Array) -> jax.Array:
-        """float32[T, V] whose softmax tokens are drawn from: at most 0, -inf for what never is."""
+        """float32[T, V] whose softmax tokens are drawn from: at most 0, -inf for those excluded."""
         tokens = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
         return jax.tree.map(lambda field: field[..., None], self)._score(logits, tokens)
 
