@@ -24,8 +24,6 @@ from jax_sa.automaton import extend_lookup as extend_lookup
 from jax_sa.automaton import lookup as lookup
 from jax_sa.automaton import reset as reset
 from jax_sa.buffers import Copied as Copied
-from jax_sa.buffers import ReplayMetadata as ReplayMetadata
-from jax_sa.buffers import copy_replay_metadata as copy_replay_metadata
 from jax_sa.buffers import fused_copy as fused_copy
 from jax_sa.decoder import Decoder as Decoder
 from jax_sa.decoder import Generation as Generation
@@ -33,6 +31,8 @@ from jax_sa.decoder import NeuralDrafter as NeuralDrafter
 from jax_sa.decoder import generate as generate
 from jax_sa.manager import SAConfig as SAConfig
 from jax_sa.manager import SuffixAutomatonManager as SuffixAutomatonManager
+from jax_sa.replay_metadata import ReplayMetadata as ReplayMetadata
+from jax_sa.replay_metadata import copy_replay_metadata as copy_replay_metadata
 from jax_sa.seqlens import ExpandedSeqlens as ExpandedSeqlens
 from jax_sa.seqlens import expand_seqlens as expand_seqlens
 from jax_sa.state import State as State
