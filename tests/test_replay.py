@@ -59,7 +59,7 @@ OPTIONS = [
 @pytest.mark.parametrize("num_slots", [1, 4, 50])
 def test_replay_equals_the_slow_loop(options, num_slots):
     given = some_traces()
-    results = replay.replay(given, num_slots=num_slots, **options)
+    results = replay.replay_traces(given, num_slots=num_slots, **options)
     assert [result.trace for result in results] == given
     for result in results:
         assert (result.steps, result.drafted, result.accepted) == slow_replay(
