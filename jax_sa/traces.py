@@ -122,11 +122,11 @@ def _load_npz(path: pathlib.Path) -> list[Trace]:
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of a file that traces consist of, as far as it has them."""
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
-        with file:
-            fields = {name: file[name] for name in (*_LISTS, *_NAMES) if name in file.files}
+        with open(path, "rb") as file:  # np.load itself would leave a broken one open
+            members = np.load(file, allow_pickle=False)
+            if not isinstance(members, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            fields = {name: members[name] for name in (*_LISTS, *_NAMES) if name in members.files}
     except OSError:
         raise
     except Exception as error:  # a broken member raises anything, from zlib.error to MemoryError
