@@ -104,6 +104,7 @@ def replay_traces(
     num_slots = min(check_int("num_slots", num_slots, 1), len(traces))
     capacity = max(len(trace.tokens) for trace in traces)
     options = DraftOptions(**options).lookup_options()
+    options["max_draft"] = int(options["max_draft"])  # sums with a NumPy integer may overflow
     state = init(num_slots, capacity)
     every_slot = jnp.arange(num_slots, dtype=jnp.int32)
     replayed: dict[int, Replayed] = {}
