@@ -25,8 +25,6 @@ from jax_sa.automaton import lookup as lookup
 from jax_sa.automaton import reset as reset
 from jax_sa.budget import share_budget as share_budget
 from jax_sa.buffers import Copied as Copied
-from jax_sa.buffers import ReplayMetadata as ReplayMetadata
-from jax_sa.buffers import copy_replay_metadata as copy_replay_metadata
 from jax_sa.buffers import fused_copy as fused_copy
 from jax_sa.calibration import Calibration as Calibration
 from jax_sa.decoder import Decoder as Decoder
@@ -41,6 +39,8 @@ from jax_sa.packed_rows import Rows as Rows
 from jax_sa.packed_rows import Step as Step
 from jax_sa.packing import Packed as Packed
 from jax_sa.packing import pack as pack
+from jax_sa.replay_metadata import ReplayMetadata as ReplayMetadata
+from jax_sa.replay_metadata import copy_replay_metadata as copy_replay_metadata
 from jax_sa.sampling import Sampling as Sampling
 from jax_sa.seqlens import ExpandedSeqlens as ExpandedSeqlens
 from jax_sa.seqlens import expand_seqlens as expand_seqlens

@@ -2,9 +2,8 @@
 
 import functools
 import inspect
-import math
-import re
 
+import copies
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -544,18 +543,9 @@ def compile_generate(sharding=None, *, automaton=False, **options):
 
 
 def assert_in_place(compiled, donated):
-    """No copy as large as a leaf of a slot, all that was donated aliased, no room for a slot."""
-    copies = [
-        line.strip()
-        for line in compiled.as_text().splitlines()
-        if (shape := re.search(r"= \w+\[([\d,]+)\]\S* copy(-start)?\(", line))
-        and math.prod(map(int, shape[1].split(","))) >= SMALLEST_COPY
-    ]
-    assert not copies
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(donated))
-    memory = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes >= size
-    assert memory.temp_size_in_bytes < jax_sa.get_state_size(LARGE)
+    """No copy as large as a leaf of a slot, and no room for a slot."""
+    room = jax_sa.get_state_size(LARGE)
+    copies.assert_in_place(compiled, donated, smallest=4 * SMALLEST_COPY, room=room)
 
 
 @pytest.mark.parametrize("mode", MODES)
