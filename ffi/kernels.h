@@ -7,7 +7,7 @@
 #include "fused_copy.h"
 #include "rows.h"
 #include "seqlens.h"
-#include "slots.h"
+#include "whole_slots.h"
 
 namespace jax_sa {
 

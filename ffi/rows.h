@@ -5,45 +5,11 @@
 #include <cstdint>
 
 #include "automaton.h"
-#include "slot.h"
+#include "state.h"
 
 namespace jax_sa {
 
-// Bits of a slot's status; `jax_sa.Status` documents them.
-constexpr int32_t kFull = 1;
-constexpr int32_t kConflict = 2;
-
 constexpr int32_t kDraftFill = 0;
-
-// The arrays of all slots.
-struct State {
-  int32_t* length;
-  int32_t* status;
-  int32_t* num_clones;
-  Suffix* suffixes;
-  int32_t* tokens;
-  Node* nodes;
-  Clone* clones;
-  int32_t* heads;
-  Edge* edges;
-  int32_t num_slots;
-  int32_t max_seq_len;
-  int32_t num_entries;
-
-  JAX_SA_FN Slot slot(int64_t i) const {
-    return {length + i,
-            status + i,
-            num_clones + i,
-            suffixes + i * kWindow,
-            tokens + i * max_seq_len,
-            nodes + i * max_seq_len * 2,
-            clones + i * max_seq_len,
-            heads + i * max_seq_len * 2,
-            edges + i * num_entries,
-            max_seq_len,
-            num_entries};
-  }
-};
 
 struct Rows {
   const int32_t* slots;  // [count], or null where row i is slot i

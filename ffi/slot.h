@@ -72,17 +72,24 @@ JAX_SA_FN uint32_t mix(uint32_t node, uint32_t token) {
   return x;  // the high bits are the ones used
 }
 
+// The arrays of a slot in the order of `jax_sa.State`'s fields: their elements' type, their name,
+// and how many elements a slot has.
+#define JAX_SA_LEAVES(LEAF)             \
+  LEAF(int32_t, length, 1)              \
+  LEAF(int32_t, status, 1)              \
+  LEAF(int32_t, num_clones, 1)          \
+  LEAF(Suffix, suffixes, kWindow)       \
+  LEAF(int32_t, tokens, max_seq_len)    \
+  LEAF(Node, nodes, 2 * max_seq_len)    \
+  LEAF(Clone, clones, max_seq_len)      \
+  LEAF(int32_t, heads, 2 * max_seq_len) \
+  LEAF(Edge, edges, num_entries)
+
 // A reference to one slot: passed by value, owns nothing.
 struct Slot {
-  int32_t* length;
-  int32_t* status;
-  int32_t* num_clones;
-  Suffix* suffixes;  // [kWindow]
-  int32_t* tokens;   // [max_seq_len]
-  Node* nodes;       // [2 * max_seq_len]
-  Clone* clones;     // [max_seq_len]
-  int32_t* heads;    // [2 * max_seq_len]
-  Edge* edges;       // [num_entries]
+#define JAX_SA_POINTER(type, name, size) type* name;
+  JAX_SA_LEAVES(JAX_SA_POINTER)
+#undef JAX_SA_POINTER
   int32_t max_seq_len;
   int32_t num_entries;
 

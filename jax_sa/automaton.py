@@ -22,8 +22,7 @@ from jax_sa._checks import (
     check_int,
     check_positive_float,
 )
-from jax_sa._result_types import result_type
-from jax_sa._targets import target_name
+from jax_sa._targets import result_type, target_name
 from jax_sa.state import State, check_state
 
 DRAFT_FILL = 0

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sa._checks import check_array, check_int
-from jax_sa._result_types import result_type
-from jax_sa._targets import target_name
+from jax_sa._targets import result_type, target_name
 
 _FILL_BYTES = 16
 """What the target is given of a fill: any item fits a whole number of times."""

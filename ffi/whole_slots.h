@@ -4,23 +4,35 @@
 
 #include <cstdint>
 
-#include "rows.h"
-#include "slot.h"
+#include "state.h"
 
 namespace jax_sa {
-
-constexpr int32_t kNumLeaves = 9;
 
 // The arrays of all slots as bytes.
 struct Leaves {
   char* data[kNumLeaves];
   int64_t slot_bytes[kNumLeaves];
   int32_t num_slots;
-  int32_t* status;  // one of the leaves
 
+  JAX_SA_FN int32_t& status(int64_t i) const {
+    return reinterpret_cast<int32_t*>(data[leaf_status])[i];
+  }
   JAX_SA_FN char* slot(int32_t leaf, int64_t i) const { return data[leaf] + i * slot_bytes[leaf]; }
   JAX_SA_FN bool is_slot(int32_t i) const { return i >= 0 && i < num_slots; }
 };
+
+inline Leaves leaves_of(const State& state) {
+  Leaves leaves;
+  leaves.num_slots = state.num_slots;
+  const int64_t max_seq_len = state.max_seq_len;
+  const int64_t num_entries = state.num_entries;
+#define JAX_SA_BYTES(type, name, size)                            \
+  leaves.data[leaf_##name] = reinterpret_cast<char*>(state.name); \
+  leaves.slot_bytes[leaf_##name] = int64_t{sizeof(type)} * (size);
+  JAX_SA_LEAVES(JAX_SA_BYTES)
+#undef JAX_SA_BYTES
+  return leaves;
+}
 
 struct Reset {
   Leaves leaves;
@@ -63,11 +75,8 @@ struct CopySlots {
   // The destination's status after the row; the other leaves are bytes to copy.
   JAX_SA_FN void write_status(int32_t row, Action action) const {
     const int32_t to = destinations[row];
-    leaves.status[to] =
-        leaves.status[action.copies ? sources[row] : to] | (action.conflict ? kConflict : 0);
-  }
-  JAX_SA_FN bool is_status(int32_t leaf) const {
-    return leaves.data[leaf] == reinterpret_cast<char*>(leaves.status);
+    leaves.status(to) =
+        leaves.status(action.copies ? sources[row] : to) | (action.conflict ? kConflict : 0);
   }
 };
 

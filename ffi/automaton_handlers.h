@@ -1,75 +1,17 @@
-// From XLA's buffers to the ops' plain structs, the same for every platform: a platform adds its
-// context (a thread pool, a stream) and a runner that takes an op and returns an error.
+// The ops on rows of texts, from XLA's buffers to plain structs, the same for every platform.
 //
-// Python has checked shapes, dtypes and attributes at trace time; here only what it cannot know is
-// checked: that XLA gave the state's results the buffers of its arguments.
+// A platform's `Runner` is made of its context, a thread pool or a stream, whose type in a handler
+// is `Runner::Value`; Runner{context}(op) starts the op there and returns an error.
 #pragma once
 
 #include <cstdint>
 
 #include "buffers.h"
 #include "rows.h"
-#include "slots.h"
+#include "state_buffers.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jax_sa {
-
-// The state's leaves in the order of `jax_sa.State`'s fields.
-inline ffi::ErrorOr<State> state_from(ffi::RemainingArgs leaves) {
-  void* data[kNumLeaves];
-  ffi::Span<const int64_t> dims[kNumLeaves];
-  if (leaves.size() != kNumLeaves) {
-    return ffi::Unexpected(ffi::Error::InvalidArgument("state: wrong number of leaves"));
-  }
-  for (int i = 0; i < kNumLeaves; ++i) {
-    ffi::ErrorOr<ffi::AnyBuffer> leaf = leaves.get<ffi::AnyBuffer>(i);
-    if (leaf.has_error()) return ffi::Unexpected(leaf.error());
-    data[i] = leaf->untyped_data();
-    dims[i] = leaf->dimensions();
-  }
-  State state;
-  state.length = static_cast<int32_t*>(data[0]);
-  state.status = static_cast<int32_t*>(data[1]);
-  state.num_clones = static_cast<int32_t*>(data[2]);
-  state.suffixes = static_cast<Suffix*>(data[3]);
-  state.tokens = static_cast<int32_t*>(data[4]);
-  state.nodes = static_cast<Node*>(data[5]);
-  state.clones = static_cast<Clone*>(data[6]);
-  state.heads = static_cast<int32_t*>(data[7]);
-  state.edges = static_cast<Edge*>(data[8]);
-  state.num_slots = static_cast<int32_t>(dims[0][0]);
-  state.max_seq_len = static_cast<int32_t>(dims[4][1]);
-  state.num_entries = static_cast<int32_t>(dims[8][1]);
-  return state;
-}
-
-inline ffi::ErrorOr<Leaves> leaves_from(ffi::RemainingArgs args) {
-  const ffi::ErrorOr<State> state = state_from(args);
-  if (state.has_error()) return ffi::Unexpected(state.error());
-  Leaves leaves;
-  leaves.num_slots = state->num_slots;
-  leaves.status = state->status;
-  for (int i = 0; i < kNumLeaves; ++i) {
-    const ffi::ErrorOr<ffi::AnyBuffer> leaf = args.get<ffi::AnyBuffer>(i);
-    leaves.data[i] = static_cast<char*>(leaf->untyped_data());
-    leaves.slot_bytes[i] = static_cast<int64_t>(leaf->size_bytes()) / state->num_slots;
-  }
-  return leaves;
-}
-
-inline ffi::Error check_in_place(ffi::RemainingArgs args, ffi::RemainingRets rets) {
-  if (args.size() != rets.size()) return ffi::Error::InvalidArgument("state: leaves were lost");
-  for (size_t i = 0; i < args.size(); ++i) {
-    ffi::ErrorOr<ffi::AnyBuffer> arg = args.get<ffi::AnyBuffer>(i);
-    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> ret = rets.get<ffi::AnyBuffer>(i);
-    if (arg.has_error()) return arg.error();
-    if (ret.has_error()) return ret.error();
-    if (arg->untyped_data() != (*ret)->untyped_data()) {
-      return ffi::Error::Internal("state: a leaf was not updated in place (not aliased)");
-    }
-  }
-  return ffi::Error::Success();
-}
 
 // `slots` without elements says that row i is slot i.
 inline Rows rows_from(const Ints<1>& slots, int64_t count) {
@@ -92,10 +34,8 @@ inline Drafts drafts_from(IntsOut<2> tokens, IntsOut<1> length, IntsOut<1> match
           match_end->typed_data(), static_cast<int32_t>(tokens->dimensions()[1])};
 }
 
-// The handlers. `Runner` is made of the platform's context; run(op) starts the op there.
-
 template <class Runner>
-struct Handlers {
+struct AutomatonHandlers {
   using Context = typename Runner::Context;
 
   static ffi::Error extend(typename Runner::Value context, Ints<2> tokens, Ints<1> lengths,
@@ -174,41 +114,6 @@ struct Handlers {
         .template Attr<bool>("recent")
         .template Attr<bool>("periodic")
         .template Attr<double>("draft_factor");
-  }
-
-  static ffi::Error reset(typename Runner::Value context, Ints<1> slots, ffi::RemainingArgs args,
-                          ffi::RemainingRets updated) {
-    const ffi::ErrorOr<Leaves> leaves = leaves_from(args);
-    if (leaves.has_error()) return leaves.error();
-    if (ffi::Error error = check_in_place(args, updated); error.failure()) return error;
-    const auto count = static_cast<int32_t>(slots.element_count());
-    return Runner{context}(Reset{*leaves, slots.typed_data(), count});
-  }
-  static auto bind_reset() {
-    return ffi::Ffi::Bind()
-        .Ctx<Context>()
-        .template Arg<Ints<1>>()  // slots
-        .RemainingArgs()          // state
-        .RemainingRets();         // state
-  }
-
-  static ffi::Error copy_slots(typename Runner::Value context, Ints<1> sources,
-                               Ints<1> destinations, ffi::RemainingArgs args,
-                               ffi::RemainingRets updated) {
-    const ffi::ErrorOr<Leaves> leaves = leaves_from(args);
-    if (leaves.has_error()) return leaves.error();
-    if (ffi::Error error = check_in_place(args, updated); error.failure()) return error;
-    const auto count = static_cast<int32_t>(sources.element_count());
-    return Runner{context}(
-        CopySlots{*leaves, sources.typed_data(), destinations.typed_data(), count});
-  }
-  static auto bind_copy_slots() {
-    return ffi::Ffi::Bind()
-        .Ctx<Context>()
-        .template Arg<Ints<1>>()  // sources
-        .template Arg<Ints<1>>()  // destinations
-        .RemainingArgs()          // state
-        .RemainingRets();         // state
   }
 };
 

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ CopySlot
   __syncthreads();
   if (!action.copies || op.sources[row] == op.destinations[row]) return;
   for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
-    if (op.is_status(leaf)) continue;
+    if (leaf == leaf_status) continue;
     const int64_t bytes = op.leaves.slot_bytes[leaf];
     char* to = op.leaves.slot(leaf, op.destinations[row]);
     const char* from = op.leaves.slot(leaf, op.sources[row]);
