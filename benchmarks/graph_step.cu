@@ -95,9 +95,10 @@ void measure(const std::vector<int32_t>& tokens, int slots, int context, int acc
                       device_zeros<int32_t>(slots), device_zeros<int32_t>(slots), kDraft};
   const auto step = [&](int i) {
     const Text text{texts + int64_t{i} * slots * accepted, lengths, accepted};
-    CHECK(
-        launch(ExtendLookup{state, {nullptr, slots}, text, {1, 1 << 30, true, true, 1e30}, drafts},
-               stream));
+    CHECK(launch(
+        ExtendLookup{
+            state, {nullptr, slots}, text, {nullptr, 1, 1 << 30, true, true, 1e30}, drafts},
+        stream));
   };
 
   int done = 0;

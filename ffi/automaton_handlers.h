@@ -22,9 +22,14 @@ inline Text text_from(const Ints<2>& tokens, const Ints<1>& lengths) {
   return {tokens.typed_data(), lengths.typed_data(), static_cast<int32_t>(tokens.dimensions()[1])};
 }
 
-inline LookupOptions options_from(int64_t min_match, int64_t max_match, bool recent, bool periodic,
-                                  double draft_factor) {
-  return {static_cast<int32_t>(min_match), static_cast<int32_t>(max_match), recent, periodic,
+// `limits` without elements are none.
+inline LookupOptions options_from(const Ints<1>& limits, int64_t min_match, int64_t max_match,
+                                  bool recent, bool periodic, double draft_factor) {
+  return {limits.element_count() == 0 ? nullptr : limits.typed_data(),
+          static_cast<int32_t>(min_match),
+          static_cast<int32_t>(max_match),
+          recent,
+          periodic,
           draft_factor};
 }
 
@@ -56,21 +61,22 @@ struct AutomatonHandlers {
         .RemainingRets();         // state
   }
 
-  static ffi::Error lookup(typename Runner::Value context, Ints<1> slots, ffi::RemainingArgs leaves,
-                           IntsOut<2> draft, IntsOut<1> length, IntsOut<1> match_length,
-                           IntsOut<1> match_end, int64_t min_match, int64_t max_match, bool recent,
-                           bool periodic, double draft_factor) {
+  static ffi::Error lookup(typename Runner::Value context, Ints<1> slots, Ints<1> limits,
+                           ffi::RemainingArgs leaves, IntsOut<2> draft, IntsOut<1> length,
+                           IntsOut<1> match_length, IntsOut<1> match_end, int64_t min_match,
+                           int64_t max_match, bool recent, bool periodic, double draft_factor) {
     const ffi::ErrorOr<State> state = state_from(leaves);
     if (state.has_error()) return state.error();
     const Rows rows = rows_from(slots, draft->dimensions()[0]);
-    return Runner{context}(
-        Lookup{*state, rows, options_from(min_match, max_match, recent, periodic, draft_factor),
-               drafts_from(draft, length, match_length, match_end)});
+    return Runner{context}(Lookup{
+        *state, rows, options_from(limits, min_match, max_match, recent, periodic, draft_factor),
+        drafts_from(draft, length, match_length, match_end)});
   }
   static auto bind_lookup() {
     return ffi::Ffi::Bind()
         .Ctx<Context>()
         .template Arg<Ints<1>>()  // slots
+        .template Arg<Ints<1>>()  // limits
         .RemainingArgs()          // state
         .template Ret<Ints<2>>()  // draft tokens
         .template Ret<Ints<1>>()  // draft length
@@ -84,17 +90,18 @@ struct AutomatonHandlers {
   }
 
   static ffi::Error extend_lookup(typename Runner::Value context, Ints<2> tokens, Ints<1> lengths,
-                                  Ints<1> slots, ffi::RemainingArgs leaves, IntsOut<2> draft,
-                                  IntsOut<1> length, IntsOut<1> match_length, IntsOut<1> match_end,
-                                  ffi::RemainingRets updated, int64_t min_match, int64_t max_match,
-                                  bool recent, bool periodic, double draft_factor) {
+                                  Ints<1> slots, Ints<1> limits, ffi::RemainingArgs leaves,
+                                  IntsOut<2> draft, IntsOut<1> length, IntsOut<1> match_length,
+                                  IntsOut<1> match_end, ffi::RemainingRets updated,
+                                  int64_t min_match, int64_t max_match, bool recent, bool periodic,
+                                  double draft_factor) {
     const ffi::ErrorOr<State> state = state_from(leaves);
     if (state.has_error()) return state.error();
     if (ffi::Error error = check_in_place(leaves, updated); error.failure()) return error;
     const Rows rows = rows_from(slots, tokens.dimensions()[0]);
     return Runner{context}(
         ExtendLookup{*state, rows, text_from(tokens, lengths),
-                     options_from(min_match, max_match, recent, periodic, draft_factor),
+                     options_from(limits, min_match, max_match, recent, periodic, draft_factor),
                      drafts_from(draft, length, match_length, match_end)});
   }
   static auto bind_extend_lookup() {
@@ -103,6 +110,7 @@ struct AutomatonHandlers {
         .template Arg<Ints<2>>()  // tokens
         .template Arg<Ints<1>>()  // lengths
         .template Arg<Ints<1>>()  // slots
+        .template Arg<Ints<1>>()  // limits
         .RemainingArgs()          // state
         .template Ret<Ints<2>>()  // draft tokens
         .template Ret<Ints<1>>()  // draft length

@@ -23,6 +23,7 @@ struct Text {
 };
 
 struct LookupOptions {
+  const int32_t* limits;  // [rows] drafted tokens at most, or null without a limit
   int32_t min_match;
   int32_t max_match;
   bool recent;
@@ -58,13 +59,21 @@ JAX_SA_FN Claim claim(const Warp& warp, const Rows& rows, int32_t row, int32_t n
   return {slot, warp.any(row + 1, rows.count, names_it)};
 }
 
+// Drafted tokens of a row at most.
+JAX_SA_FN int32_t row_limit(const LookupOptions& options, const Drafts& drafts, int32_t row) {
+  const int32_t limit = options.limits == nullptr ? drafts.max_draft : options.limits[row];
+  if (limit > drafts.max_draft) return drafts.max_draft;
+  return limit > 0 ? limit : 0;
+}
+
 template <class Warp>
 JAX_SA_FN void write_draft(const Warp& warp, const Slot& slot, int32_t text_length, Match match,
-                           const LookupOptions& options, const Drafts& drafts, int32_t row) {
+                           const LookupOptions& options, int32_t limit, const Drafts& drafts,
+                           int32_t row) {
   const int32_t period = text_length - match.end;
   int32_t length = 0;
   if (match.length > 0) {
-    length = options.periodic || period > drafts.max_draft ? drafts.max_draft : period;
+    length = options.periodic || period > limit ? limit : period;
     const double wanted = std::ceil(options.draft_factor * match.length);
     if (wanted < length) length = static_cast<int32_t>(wanted);
   }
@@ -83,18 +92,19 @@ JAX_SA_FN void write_draft(const Warp& warp, const Slot& slot, int32_t text_leng
 
 template <class Warp>
 JAX_SA_FN void write_no_draft(const Warp& warp, const Drafts& drafts, int32_t row) {
-  write_draft(warp, Slot{}, 0, Match{0, 0}, LookupOptions{}, drafts, row);
+  write_draft(warp, Slot{}, 0, Match{0, 0}, LookupOptions{}, 0, drafts, row);
 }
 
 template <class Warp>
 JAX_SA_FN void draft_from(const Warp& warp, const Automaton<Warp>& automaton, const Slot& slot,
-                          int32_t status, const LookupOptions& options, const Drafts& drafts,
-                          int32_t row) {
+                          int32_t status, const LookupOptions& options, int32_t limit,
+                          const Drafts& drafts, int32_t row) {
   Match match{0, 0};
-  if ((status & kFull) == 0) {  // a text that lost tokens predicts the wrong ones
+  // A text that lost tokens predicts the wrong ones.
+  if ((status & (kFull | kOutOfRange)) == 0) {
     match = automaton.match(options.min_match, options.max_match, options.recent);
   }
-  write_draft(warp, slot, automaton.length(), match, options, drafts, row);
+  write_draft(warp, slot, automaton.length(), match, options, limit, drafts, row);
 }
 
 // One row's tokens. The next one is always loaded already, so that no append waits for its token.
@@ -113,18 +123,21 @@ struct RowText {
   JAX_SA_FN bool fits() const { return length >= 0 && length <= width; }
 };
 
-// Appends a row's tokens as far as they find room; returns the slot's status.
+// Appends a row's tokens as far as they find room, none if their number is out of range; returns
+// the slot's status.
 template <class Warp>
 JAX_SA_FN int32_t append_text(const Warp& warp, Automaton<Warp>& automaton, const Slot& slot,
                               RowText text, int32_t status, bool conflict) {
+  const int32_t count = text.fits() ? text.length : 0;
   const int32_t room = slot.max_seq_len - automaton.length();
-  for (int32_t i = 0; i < text.length && i < room; ++i) {
+  for (int32_t i = 0; i < count && i < room; ++i) {
     const int32_t token = text.next;
-    if (i + 1 < text.length) text.next = text.tokens[i + 1];
+    if (i + 1 < count) text.next = text.tokens[i + 1];
     automaton.append(token);
   }
-  if (text.length > 0) automaton.store();
-  const int32_t bits = (text.length > room ? kFull : 0) | (conflict ? kConflict : 0);
+  if (count > 0) automaton.store();
+  const int32_t bits =
+      (count > room ? kFull : 0) | (conflict ? kConflict : 0) | (text.fits() ? 0 : kOutOfRange);
   if (bits != 0) warp.only(0, [&](int32_t) { *slot.status = status | bits; });
   return status | bits;
 }
@@ -147,7 +160,7 @@ struct Extend {
     const Slot slot = state.slot(claimed.slot);
     const int32_t status = *slot.status;
     Automaton<Warp> automaton(warp, slot);
-    if (tokens.fits()) append_text(warp, automaton, slot, tokens, status, claimed.conflict);
+    append_text(warp, automaton, slot, tokens, status, claimed.conflict);
   }
 };
 
@@ -165,8 +178,9 @@ struct Lookup {
     if (named < 0) return write_no_draft(warp, drafts, row);
     const Slot slot = state.slot(named);
     const int32_t status = *slot.status;
+    const int32_t limit = row_limit(options, drafts, row);
     const Automaton<Warp> automaton(warp, slot);
-    draft_from(warp, automaton, slot, status, options, drafts, row);
+    draft_from(warp, automaton, slot, status, options, limit, drafts, row);
   }
 };
 
@@ -186,10 +200,10 @@ struct ExtendLookup {
     const RowText tokens(text, row);
     const Slot slot = state.slot(claimed.slot);
     int32_t status = *slot.status;
+    const int32_t limit = row_limit(options, drafts, row);
     Automaton<Warp> automaton(warp, slot);
-    if (!tokens.fits()) return write_no_draft(warp, drafts, row);
     status = append_text(warp, automaton, slot, tokens, status, claimed.conflict);
-    draft_from(warp, automaton, slot, status, options, drafts, row);
+    draft_from(warp, automaton, slot, status, options, limit, drafts, row);
   }
 };
 

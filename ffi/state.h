@@ -10,6 +10,7 @@ namespace jax_sa {
 // Bits of a slot's status; `jax_sa.Status` documents them.
 constexpr int32_t kFull = 1;
 constexpr int32_t kConflict = 2;
+constexpr int32_t kOutOfRange = 4;
 
 enum Leaf : int32_t {
 #define JAX_SA_INDEX(type, name, size) leaf_##name,

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ CopySlot
   const int32_t row = blockIdx.x;
   if (threadIdx.x == 0) {
     action = op.action(row);
-    if (blockIdx.y == 0 && (action.copies || action.conflict)) op.write_status(row, action);
+    if (blockIdx.y == 0 && (action.copies || action.status != 0)) op.write_status(row, action);
   }
   __syncthreads();
   if (!action.copies || op.sources[row] == op.destinations[row]) return;

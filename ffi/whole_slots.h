@@ -48,35 +48,36 @@ struct CopySlots {
 
   struct Action {
     bool copies;
-    bool conflict;  // the destination's status says so
+    int32_t status;  // bits to set in the destination's
   };
 
-  JAX_SA_FN bool is_valid(int32_t row) const {
-    return leaves.is_slot(sources[row]) && leaves.is_slot(destinations[row]);
+  // Whether the row has a destination and, unless it is to be skipped, a source for it.
+  JAX_SA_FN bool names_slots(int32_t row) const {
+    return sources[row] != -1 && leaves.is_slot(destinations[row]);
   }
 
   // The first row that names a destination has it. A row whose source is another row's
   // destination copies nothing: rows run side by side, so it could read either text.
   JAX_SA_FN Action action(int32_t row) const {
-    if (!is_valid(row)) return {false, false};
-    bool taken = false;
+    if (!names_slots(row)) return {false, 0};
+    const bool in_range = leaves.is_slot(sources[row]);
     bool shared = false;
     bool unsteady = false;
     for (int32_t other = 0; other < count; ++other) {
-      if (other == row || !is_valid(other)) continue;
+      if (other == row || !names_slots(other)) continue;
       const bool same = destinations[other] == destinations[row];
-      taken |= same && other < row;
+      if (same && other < row) return {false, 0};
       shared |= same;
       unsteady |= destinations[other] == sources[row];
     }
-    return {!taken && !unsteady, !taken && (shared || unsteady)};
+    return {in_range && !unsteady,
+            (in_range ? 0 : kOutOfRange) | (shared || unsteady ? kConflict : 0)};
   }
 
   // The destination's status after the row; the other leaves are bytes to copy.
   JAX_SA_FN void write_status(int32_t row, Action action) const {
     const int32_t to = destinations[row];
-    leaves.status(to) =
-        leaves.status(action.copies ? sources[row] : to) | (action.conflict ? kConflict : 0);
+    leaves.status(to) = leaves.status(action.copies ? sources[row] : to) | action.status;
   }
 };
 

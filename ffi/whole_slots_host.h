@@ -22,7 +22,7 @@ inline void run(const Reset& op, xla::ffi::ThreadPool) {
 inline void run(const CopySlots& op, xla::ffi::ThreadPool) {
   for (int32_t row = 0; row < op.count; ++row) {
     const CopySlots::Action action = op.action(row);
-    if (action.copies || action.conflict) op.write_status(row, action);
+    if (action.copies || action.status != 0) op.write_status(row, action);
     if (!action.copies || op.sources[row] == op.destinations[row]) continue;
     for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
       if (leaf == leaf_status) continue;

@@ -4,7 +4,9 @@ Letters: S slots, N `max_seq_len`, B rows of a call, T tokens of a row, K draft 
 
 All ops work in jit, scan, fori_loop, while_loop and shard_map over the slot axis. The state is
 updated in place where it is donated or carried by a loop; where it is neither, XLA copies it once.
-A row whose slot is out of range, or whose length is, changes nothing and drafts nothing.
+A row whose length is out of range appends nothing, and `Status.OUT_OF_RANGE` of its slot says so.
+A row whose slot is out of range changes nothing and drafts nothing, and as it has no slot whose
+status could say so, nothing does: a slot id must be -1 or in 0..S-1.
 """
 
 import dataclasses
@@ -26,16 +28,16 @@ from jax_sa._targets import result_type, target_name
 from jax_sa.state import State, check_state
 
 DRAFT_FILL = 0
-"""What the positions of a draft beyond its length hold: a token that every model can embed."""
+"""The token at the places of a draft beyond its length: one that every model can embed."""
 
 MAX_DRAFT = 2**16
-"""What `max_draft` may be at most."""
+"""The largest `max_draft`."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """What followed an earlier occurrence of the longest repeated suffix, for B rows."""
+    """The tokens after an earlier occurrence of the longest repeated suffix, for B rows."""
 
     tokens: jax.Array
     """int32[B, K] the drafted tokens; `DRAFT_FILL` beyond `length`."""
@@ -56,9 +58,11 @@ def extend(
     Args:
       state: of S slots.
       tokens: int32[B, T]; every int32 is a legal token. T may be 1 or a whole prompt.
-      lengths: int32[B] in 0..T; 0 leaves the slot alone.
+      lengths: int32[B] in 0..T; 0 leaves the slot alone. Another length appends nothing, and
+        `Status.OUT_OF_RANGE` says so.
       slots: int32[B], any subset of the slots in any order; -1 skips the row. None: row b is slot
-        b, and B is S. If rows name one slot twice, the first has it, and `Status.CONFLICT` says so.
+        b, and B is S. If rows name one slot twice, the first has it, whether its length is in range
+        or not, and `Status.CONFLICT` says so.
 
     Returns:
       The state. Tokens that find no room are not appended; `Status.FULL` says so.
@@ -77,6 +81,7 @@ def lookup(
     *,
     max_draft: int,
     slots: jax.Array | None = None,
+    limits: jax.Array | None = None,
     min_match: int = 1,
     max_match: int | None = None,
     occurrence: str = "recent",
@@ -89,6 +94,8 @@ def lookup(
       state: of S slots; it is only read, so rows may share a slot.
       max_draft: K, the tokens to draft at most.
       slots: int32[B], as in `extend`; None: all slots, B is S.
+      limits: int32[B] tokens to draft at most for each row, clipped to 0..K, from the device, so
+        that one compiled program serves every policy. The match is the same. None: no limit.
       min_match: shorter matches draft nothing.
       max_match: longer matches count as this long, and may so be found at an end closer by; with
         `min_match == max_match` this is a lookup of fixed length. None: no limit.
@@ -103,10 +110,13 @@ def lookup(
       ValueError, TypeError: at trace time, naming the argument.
     """
     check_state(state)
-    attributes = check_lookup(max_draft, min_match, max_match, occurrence, draft_factor, periodic)
+    max_draft, attributes = check_lookup(
+        max_draft, min_match, max_match, occurrence, draft_factor, periodic
+    )
     rows, slots = _check_slots(state, slots)
+    limits = _check_limits(rows, limits)
     drafted = _draft_types(state, rows, max_draft)
-    results, _ = _call("lookup", (slots,), state, drafted, attributes)
+    results, _ = _call("lookup", (slots, limits), state, drafted, attributes)
     return Draft(*results)
 
 
@@ -117,6 +127,7 @@ def extend_lookup(
     *,
     max_draft: int,
     slots: jax.Array | None = None,
+    limits: jax.Array | None = None,
     min_match: int = 1,
     max_match: int | None = None,
     occurrence: str = "recent",
@@ -129,17 +140,20 @@ def extend_lookup(
     the first drafts.
     """
     check_state(state)
-    attributes = check_lookup(max_draft, min_match, max_match, occurrence, draft_factor, periodic)
+    max_draft, attributes = check_lookup(
+        max_draft, min_match, max_match, occurrence, draft_factor, periodic
+    )
     tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
+    limits = _check_limits(tokens.shape[0], limits)
     drafted = _draft_types(state, tokens.shape[0], max_draft)
     results, state = _call(
-        "extend_lookup", (tokens, lengths, slots), state, drafted, attributes, updates=True
+        "extend_lookup", (tokens, lengths, slots, limits), state, drafted, attributes, updates=True
     )
     return state, Draft(*results)
 
 
 def reset(state: State, slots: jax.Array) -> State:
-    """Empties slots, their status included; every array of an empty slot is zeros.
+    """Empties slots, their status included: every array of an empty slot is zeros.
 
     Args:
       state: of S slots.
@@ -162,6 +176,7 @@ def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
       src: int32[B]; -1 skips the row.
       dst: int32[B]; -1 skips the row. If rows name one slot twice, the first has it. A row whose
         source another row overwrites copies nothing. `Status.CONFLICT` of the destination says so.
+        A row whose source is out of range copies nothing; `Status.OUT_OF_RANGE` says so.
 
     Raises:
       ValueError, TypeError: at trace time, for a wrong shape or dtype.
@@ -190,6 +205,14 @@ def _check_slots(state: State, slots: Any) -> tuple[int, jax.Array]:
     return rows, slots
 
 
+def _check_limits(rows: int, limits: Any) -> jax.Array:
+    """`limits` as the targets take them: empty where there are none."""
+    if limits is None:
+        return jnp.zeros((0,), jnp.int32)
+    check_array("limits", limits, jnp.int32, (rows,))
+    return limits
+
+
 def check_lookup(
     max_draft: Any,
     min_match: Any,
@@ -197,14 +220,14 @@ def check_lookup(
     occurrence: Any,
     draft_factor: Any,
     periodic: Any,
-) -> dict[str, Any]:
-    """The options of a lookup, checked, as the attributes of its targets.
+) -> tuple[int, dict[str, Any]]:
+    """The options of a lookup, checked: `max_draft`, and the attributes of its targets.
 
-    They are always of these types, because XLA compares attributes by value only.
+    Attributes are always of these types, because XLA compares them by value only.
     """
-    check_int("max_draft", max_draft, 1, MAX_DRAFT)
+    max_draft = check_int("max_draft", max_draft, 1, MAX_DRAFT)
     min_match = check_int("min_match", min_match, 1)
-    return {
+    return max_draft, {
         "min_match": min_match,
         "max_match": INT32_MAX
         if max_match is None

@@ -14,20 +14,25 @@ WINDOW = 32
 """Repeated suffixes that a slot keeps at hand, and whose most recent ends it keeps exact."""
 
 MAX_MAX_SEQ_LEN = 2**28
-"""What `max_seq_len` may be at most: node ids and table entries then fit int32 with a bit spare."""
+"""The largest `max_seq_len`: node ids and table entries then fit int32 with a bit to spare."""
 
 
 class Status(enum.IntFlag):
     """Bits of `State.status`, set by the device and cleared by `reset`.
 
-    A slot's status is 0 as long as everything asked of it was done.
+    A slot's status is 0 as long as everything asked of it was done. A row whose slot is out of
+    range has no slot to say so on.
     """
 
     FULL = 1
     """Tokens beyond `max_seq_len` were not appended. Lookups of the slot draft nothing."""
     CONFLICT = 2
     """A call named the slot more than once, or copied into it from a slot that the same call
-    overwrote: the first row took effect, the others did not."""
+    overwrote: the first row took effect, the others did not. Lookups go on drafting."""
+    OUT_OF_RANGE = 4
+    """A row's length was out of range, so that its tokens were not appended, or the source of a
+    copy into the slot was no slot. The slot's text is not what it was meant to be, so lookups
+    draft nothing until a reset, or until a copy into the slot."""
 
 
 @jax.tree_util.register_dataclass

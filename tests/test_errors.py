@@ -78,6 +78,9 @@ LOOKUP_ERRORS = [
     ({"draft_factor": float("inf")}, ValueError, "draft_factor: expected .*got inf"),
     ({"draft_factor": "1"}, TypeError, "draft_factor: expected .*got '1'"),
     ({"periodic": 1}, TypeError, "periodic: expected a bool, got 1"),
+    ({"limits": 3}, TypeError, r"limits: expected int32\[2,\], got int"),
+    ({"limits": LENGTHS[:1]}, ValueError, r"limits: expected int32\[2,\], got int32\[1\]"),
+    ({"limits": LENGTHS.astype("int8")}, TypeError, "limits: expected int32.*got int8"),
 ]
 
 

@@ -43,7 +43,7 @@ extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t 
   const ExtendLookup op{state,
                         {nullptr, 1},
                         {text, lengths, width},
-                        {1, max_seq_len, true, true, 1e9},
+                        {nullptr, 1, max_seq_len, true, true, 1e9},
                         {draft, scratch, scratch + 1, scratch + 2, max_draft}};
   op(warp, 0);
 }
