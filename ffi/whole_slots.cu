@@ -34,6 +34,7 @@ __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ Reset op
   const int32_t slot = op.slots[blockIdx.x];
   if (!op.leaves.is_slot(slot)) return;
   for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
+    if (leaf == leaf_seed) continue;
     const int64_t bytes = op.leaves.slot_bytes[leaf];
     if (bytes % sizeof(int4) == 0) {
       fill_zero<int4>(op.leaves.slot(leaf, slot), bytes);

@@ -34,6 +34,7 @@ inline Leaves leaves_of(const State& state) {
   return leaves;
 }
 
+// Sets slots to zeros, all but their seed.
 struct Reset {
   Leaves leaves;
   const int32_t* slots;  // [count]

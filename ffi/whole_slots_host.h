@@ -14,6 +14,7 @@ inline void run(const Reset& op, xla::ffi::ThreadPool) {
     const int32_t slot = op.slots[row];
     if (!op.leaves.is_slot(slot)) continue;
     for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
+      if (leaf == leaf_seed) continue;
       std::memset(op.leaves.slot(leaf, slot), 0, op.leaves.slot_bytes[leaf]);
     }
   }

@@ -153,7 +153,7 @@ def extend_lookup(
 
 
 def reset(state: State, slots: jax.Array) -> State:
-    """Empties slots, their status included: every array of an empty slot is zeros.
+    """Empties slots, their status included: every array of an empty slot is zeros but its seed.
 
     Args:
       state: of S slots.
@@ -169,7 +169,7 @@ def reset(state: State, slots: jax.Array) -> State:
 
 
 def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
-    """Makes slot `dst[b]` a copy of slot `src[b]`, as when a request is forked.
+    """Makes slot `dst[b]` a copy of slot `src[b]`, seed included, as when a request is forked.
 
     Args:
       state: of S slots.
