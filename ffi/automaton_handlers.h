@@ -9,6 +9,7 @@
 #include "buffers.h"
 #include "rows.h"
 #include "state_buffers.h"
+#include "validate.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jax_sa {
@@ -122,6 +123,42 @@ struct AutomatonHandlers {
         .template Attr<bool>("recent")
         .template Attr<bool>("periodic")
         .template Attr<double>("draft_factor");
+  }
+
+  static ffi::Error read_tokens(typename Runner::Value context, Ints<1> starts, Ints<1> slots,
+                                ffi::RemainingArgs leaves, IntsOut<2> tokens) {
+    const ffi::ErrorOr<State> state = state_from(leaves);
+    if (state.has_error()) return state.error();
+    const Rows rows = rows_from(slots, tokens->dimensions()[0]);
+    return Runner{context}(ReadTokens{*state, rows, starts.typed_data(), tokens->typed_data(),
+                                      static_cast<int32_t>(tokens->dimensions()[1])});
+  }
+  static auto bind_read_tokens() {
+    return ffi::Ffi::Bind()
+        .Ctx<Context>()
+        .template Arg<Ints<1>>()   // starts
+        .template Arg<Ints<1>>()   // slots
+        .RemainingArgs()           // state
+        .template Ret<Ints<2>>();  // tokens
+  }
+
+  static ffi::Error validate(typename Runner::Value context, ffi::RemainingArgs leaves,
+                             IntsOut<1> invalid, ffi::RemainingRets scratch_leaves,
+                             int64_t scratch_seed) {
+    const ffi::ErrorOr<State> state = state_from(leaves);
+    if (state.has_error()) return state.error();
+    const ffi::ErrorOr<State> scratch = scratch_from(*state, scratch_leaves);
+    if (scratch.has_error()) return scratch.error();
+    return Runner{context}(Validate{*state, *scratch, Rows{nullptr, state->num_slots},
+                                    invalid->typed_data(), static_cast<int32_t>(scratch_seed)});
+  }
+  static auto bind_validate() {
+    return ffi::Ffi::Bind()
+        .Ctx<Context>()
+        .RemainingArgs()          // state
+        .template Ret<Ints<1>>()  // invalid
+        .RemainingRets()          // scratch, like the state
+        .template Attr<int64_t>("scratch_seed");
   }
 };
 

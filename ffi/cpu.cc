@@ -33,7 +33,10 @@ XLA_FFI_DEFINE_HANDLER(kExtend, CpuAutomaton::extend, CpuAutomaton::bind_extend(
 XLA_FFI_DEFINE_HANDLER(kLookup, CpuAutomaton::lookup, CpuAutomaton::bind_lookup());
 XLA_FFI_DEFINE_HANDLER(kExtendLookup, CpuAutomaton::extend_lookup,
                        CpuAutomaton::bind_extend_lookup());
+XLA_FFI_DEFINE_HANDLER(kReadTokens, CpuAutomaton::read_tokens, CpuAutomaton::bind_read_tokens());
+XLA_FFI_DEFINE_HANDLER(kValidate, CpuAutomaton::validate, CpuAutomaton::bind_validate());
 XLA_FFI_DEFINE_HANDLER(kReset, CpuWholeSlots::reset, CpuWholeSlots::bind_reset());
+XLA_FFI_DEFINE_HANDLER(kInsert, CpuWholeSlots::insert, CpuWholeSlots::bind_insert());
 XLA_FFI_DEFINE_HANDLER(kCopySlots, CpuWholeSlots::copy_slots, CpuWholeSlots::bind_copy_slots());
 XLA_FFI_DEFINE_HANDLER(kExpandSeqlens, CpuSeqlens::expand, CpuSeqlens::bind_expand());
 XLA_FFI_DEFINE_HANDLER(kFusedCopy, CpuFusedCopy::copy, CpuFusedCopy::bind_copy());
@@ -42,7 +45,10 @@ PYBIND11_MODULE(_cpu, module) {
   define_module(module, {{"extend", kExtend},
                          {"lookup", kLookup},
                          {"extend_lookup", kExtendLookup},
+                         {"read_tokens", kReadTokens},
+                         {"validate", kValidate},
                          {"reset", kReset},
+                         {"insert", kInsert},
                          {"copy_slots", kCopySlots},
                          {"expand_seqlens", kExpandSeqlens},
                          {"fused_copy", kFusedCopy}});

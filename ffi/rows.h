@@ -207,4 +207,30 @@ struct ExtendLookup {
   }
 };
 
+// Places before or after the text hold the fill.
+struct ReadTokens {
+  State state;
+  Rows rows;
+  const int32_t* starts;  // [rows]
+  int32_t* tokens;        // [rows, width]
+  int32_t width;
+
+  int64_t num_tokens() const { return int64_t{rows.count} * width / kWindow; }
+
+  template <class Warp>
+  JAX_SA_FN void operator()(const Warp& warp, int32_t row) const {
+    const int32_t named = named_slot(rows, row, state.num_slots);
+    const Slot slot = state.slot(named < 0 ? 0 : named);
+    const int64_t length = named < 0 ? 0 : *slot.length;
+    const int64_t start = starts[row];
+    int32_t* const out = tokens + static_cast<int64_t>(row) * width;
+    warp.each(kWindow, [&](int32_t lane) {
+      for (int64_t i = lane; i < width; i += kWindow) {
+        const int64_t place = start + i;
+        out[i] = place >= 0 && place < length ? slot.tokens[place] : kDraftFill;
+      }
+    });
+  }
+};
+
 }  // namespace jax_sa

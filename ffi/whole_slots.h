@@ -41,6 +41,16 @@ struct Reset {
   int32_t count;
 };
 
+// Copies the only slot of another state.
+struct Insert {
+  Leaves leaves;
+  Leaves source;
+  const int32_t* slot;  // []
+  int32_t count = 1;
+
+  JAX_SA_FN bool copies() const { return leaves.is_slot(*slot); }
+};
+
 struct CopySlots {
   Leaves leaves;
   const int32_t* sources;       // [count]

@@ -1,4 +1,5 @@
-// reset and copy_slots from XLA's buffers; `automaton_handlers.h` says how a platform uses it.
+// reset, insert and copy_slots from XLA's buffers; `automaton_handlers.h` says how a platform uses
+// it.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +28,23 @@ struct WholeSlotsHandlers {
         .Ctx<Context>()
         .template Arg<Ints<1>>()  // slots
         .RemainingArgs()          // state
+        .RemainingRets();         // state
+  }
+
+  static ffi::Error insert(typename Runner::Value context, Ints<0> slot, ffi::RemainingArgs args,
+                           ffi::RemainingRets updated) {
+    const ffi::ErrorOr<State> source = state_from(args);
+    if (source.has_error()) return source.error();
+    const ffi::ErrorOr<State> state = state_from(args, kNumLeaves);
+    if (state.has_error()) return state.error();
+    if (ffi::Error error = check_in_place(args, updated, kNumLeaves); error.failure()) return error;
+    return Runner{context}(Insert{leaves_of(*state), leaves_of(*source), slot.typed_data()});
+  }
+  static auto bind_insert() {
+    return ffi::Ffi::Bind()
+        .Ctx<Context>()
+        .template Arg<Ints<0>>()  // slot
+        .RemainingArgs()          // source, a state of one slot; state
         .RemainingRets();         // state
   }
 

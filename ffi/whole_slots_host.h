@@ -1,4 +1,4 @@
-// reset and copy_slots on the host: a memset or memcpy for each array.
+// reset, insert and copy_slots on the host: a memset or memcpy for each array.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,14 @@ inline void run(const Reset& op, xla::ffi::ThreadPool) {
       if (leaf == leaf_seed) continue;
       std::memset(op.leaves.slot(leaf, slot), 0, op.leaves.slot_bytes[leaf]);
     }
+  }
+}
+
+inline void run(const Insert& op, xla::ffi::ThreadPool) {
+  if (!op.copies()) return;
+  for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
+    std::memcpy(op.leaves.slot(leaf, *op.slot), op.source.slot(leaf, 0),
+                op.leaves.slot_bytes[leaf]);
   }
 }
 

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 import jaxlib
 from jax.sharding import NamedSharding, PartitionSpec
 
+_OLDEST_FFI_VERSION = (0, 3)
+"""Of the oldest jaxlib supported, which `pyproject.toml` pins to build with."""
+
 _MODULES = {"cpu": "jax_sa._cpu", "CUDA": "jax_sa._cuda"}
 
 
@@ -76,9 +79,14 @@ def _version_problem(module: ModuleType) -> str | None:
     built, runtime = module.ffi_version, _runtime_ffi_version()
     if built <= runtime:
         return None
+    # An ordinary install builds for the oldest FFI supported. Where even that is too new, another
+    # install changes nothing.
+    what_helps = (
+        "upgrade jaxlib" if runtime < _OLDEST_FFI_VERSION else "reinstall jax_sa, or upgrade jaxlib"
+    )
     return (
         f"built for XLA FFI {built[0]}.{built[1]}, but jaxlib {jaxlib.__version__} has "
-        f"{runtime[0]}.{runtime[1]}: reinstall jax_sa beside this jaxlib"
+        f"{runtime[0]}.{runtime[1]}: {what_helps}"
     )
 
 

@@ -11,10 +11,12 @@ status could say so, nothing does: a slot id must be -1 or in 0..S-1.
 
 import dataclasses
 import math
+import secrets
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_sa._checks import (
     INT32_MAX,
@@ -25,13 +27,22 @@ from jax_sa._checks import (
     check_positive_float,
 )
 from jax_sa._targets import result_type, target_name
+from jax_sa._vmap import refuse_vmap
 from jax_sa.state import State, check_state
 
 DRAFT_FILL = 0
 """The token at the places of a draft beyond its length: one that every model can embed."""
 
+_SCRATCH_SEED = secrets.randbits(32) - 2**31
+"""The seed of the automata that `validate` builds: no text can have been chosen for it."""
+
 MAX_DRAFT = 2**16
 """The largest `max_draft`."""
+
+INSTEAD_OF_VMAP = (
+    "give it one state whose slot axis holds all texts, and a row for each, or name rows' slots by "
+    "slot ids where the op takes them"
+)
 
 
 @jax.tree_util.register_dataclass
@@ -188,6 +199,91 @@ def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
     return state
 
 
+def insert(state: State, built: State, slot: jax.Array | int) -> State:
+    """Makes one slot a copy of the only slot of another state, seed and status included.
+
+    Args:
+      state: of S slots.
+      built: of one slot with the same `max_seq_len`, as `build_on_host` returns it. It is only
+        read. In jit, it must be on the devices of `state`.
+      slot: int32[] or an int in 0..S-1. An array out of that range, known on the device only,
+        changes nothing.
+
+    Raises:
+      ValueError, TypeError: at trace time, for a wrong shape or dtype, or an int out of range.
+    """
+    check_state(state)
+    check_state(built)
+    if (built.num_slots, built.max_seq_len) != (1, state.max_seq_len):
+        raise ValueError(
+            f"built: expected one slot of max_seq_len {state.max_seq_len}, "
+            f"got {built.num_slots} of {built.max_seq_len}"
+        )
+    if isinstance(slot, jax.Array | np.ndarray):
+        check_array("slot", slot, jnp.int32, ())
+    else:
+        slot = np.int32(check_int("slot", slot, 0, state.num_slots - 1))
+    _, state = _call("insert", (jnp.asarray(slot), *jax.tree.leaves(built)), state, updates=True)
+    return state
+
+
+def read_tokens(
+    state: State, starts: jax.Array, *, length: int, slots: jax.Array | None = None
+) -> jax.Array:
+    """A part of each text, without a copy of the state.
+
+    Args:
+      state: of S slots; it is only read, so rows may share a slot.
+      starts: int32[B] the first token's index in the text.
+      length: tokens to read of each row.
+      slots: int32[B], as in `extend`; None: all slots, B is S.
+
+    Returns:
+      int32[B, length] tokens `starts[b] + i` of the texts; `DRAFT_FILL` before a text's beginning
+      and beyond its end, and in rows without a slot.
+
+    Raises:
+      ValueError, TypeError: at trace time, naming the argument.
+    """
+    check_state(state)
+    length = check_int("length", length, 1)
+    rows, slots = _check_slots(state, slots)
+    check_array("starts", starts, jnp.int32, (rows,))
+    types = [result_type(state.length, (rows, length))]
+    (tokens,), _ = _call("read_tokens", (starts, slots), state, types)
+    return tokens
+
+
+def validate(state: State) -> jax.Array:
+    """Checks that each slot holds the automaton of its text, exactly.
+
+    The ops trust the state that they are given: contents that no op left there can make them
+    crash, loop forever, or read and write memory that is not theirs. A state from a source that is
+    not trusted must be validated before anything else is done with it. In a slot whose bits are 0,
+    no op does any of this, whatever is appended later; a slot with others may be `reset`.
+
+    Each text is appended to scratch slots once more, and what comes of it is compared with what
+    is there. That takes as long as appending the texts, and as much memory as the state has. It is
+    safe on any contents, and the texts cannot have been chosen to make it slow. It judges neither
+    a slot's `status` nor its `seed`; who chose the seed may have chosen texts that are slow to
+    extend (see `init`).
+
+    Args:
+      state: of S slots; it is only read.
+
+    Returns:
+      int32[S] bits of `Invalid`; 0 for a slot that is valid.
+
+    Raises:
+      ValueError, TypeError: at trace time, if the arrays do not belong together.
+    """
+    check_state(state)
+    scratch = [jax.typeof(leaf) for leaf in jax.tree.leaves(state)]
+    types = [result_type(state.length, (state.num_slots,)), *scratch]
+    (invalid, *_), _ = _call("validate", (), state, types, {"scratch_seed": _SCRATCH_SEED})
+    return invalid
+
+
 def _check_text(
     state: State, tokens: Any, lengths: Any, slots: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -263,7 +359,7 @@ def _call(
         input_output_aliases={len(arguments) + i: len(results) + i for i in range(len(leaves))}
         if updates
         else None,
-    )(*arguments, *leaves, **(attributes or {}))
+    )(*refuse_vmap(op, INSTEAD_OF_VMAP, [*arguments, *leaves]), **(attributes or {}))
     if updates:
         state = jax.tree.unflatten(structure, outputs[len(results) :])
     return outputs[: len(results)], state

@@ -35,6 +35,25 @@ class Status(enum.IntFlag):
     draft nothing until a reset, or until a copy into the slot."""
 
 
+class Invalid(enum.IntFlag):
+    """Bits that `validate` returns for a slot: in which of its arrays something is wrong.
+
+    With LENGTH, the others were not looked at.
+    """
+
+    LENGTH = 1
+    """`length` is not in 0..N."""
+    NODES = 2
+    """`nodes`, `clones` or `num_clones` are not those of the text's automaton."""
+    SUFFIXES = 4
+    """`suffixes` are not the longest repeated suffixes of the text."""
+    EDGES = 8
+    """`edges` lacks an edge, has one too many or twice, one with another target, or one where no
+    search finds it."""
+    LISTS = 16
+    """The lists in `heads` and `edges` do not hold each edge once, at its own node."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:

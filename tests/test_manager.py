@@ -9,6 +9,7 @@ from calls import assert_draft_equals, assert_drafts_nothing, int32, reference_o
 from inspection import assert_slot_equals
 
 import jax_sa
+from jax_sa import host_build
 from jax_sa import manager as manager_module
 
 CAPACITY, MAX_DRAFT = 64, 4
@@ -43,10 +44,10 @@ def test_a_request_has_the_automaton_of_its_tokens():
 
 def test_one_program_puts_requests_into_slots():
     manager = new_manager(max_slots=4, max_seq_len=61)
-    before = manager_module._put_slot._cache_size()
+    before = manager_module._insert._cache_size()
     for name in "abcd":
         manager.add_request(name, text(0))
-    assert manager_module._put_slot._cache_size() == before + 1
+    assert manager_module._insert._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 1023, 1024, 1025, 2500])
@@ -149,8 +150,8 @@ def test_one_program_serves_every_batch():
     manager.prepare(["a"])
     manager.extend(*no_tokens(3))
     manager.lookup()
-    names = ("_extend", "_put_slot", "_lookup", "_extend_lookup")
-    programs = [getattr(manager_module, name) for name in names]
+    names = ("_insert", "_lookup", "_extend_lookup")
+    programs = [host_build._extend, *(getattr(manager_module, name) for name in names)]
     compiled = [program._cache_size() for program in programs]
     for batch in ["abc", "d", "", "cb"]:
         manager.prepare(list(batch))
