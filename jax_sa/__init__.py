@@ -21,8 +21,11 @@ from jax_sa.automaton import Draft as Draft
 from jax_sa.automaton import copy_slots as copy_slots
 from jax_sa.automaton import extend as extend
 from jax_sa.automaton import extend_lookup as extend_lookup
+from jax_sa.automaton import insert as insert
 from jax_sa.automaton import lookup as lookup
+from jax_sa.automaton import read_tokens as read_tokens
 from jax_sa.automaton import reset as reset
+from jax_sa.automaton import validate as validate
 from jax_sa.budget import share_budget as share_budget
 from jax_sa.buffers import Copied as Copied
 from jax_sa.buffers import fused_copy as fused_copy
@@ -31,6 +34,7 @@ from jax_sa.decoder import Decoder as Decoder
 from jax_sa.decoder import Generation as Generation
 from jax_sa.decoder import NeuralDrafter as NeuralDrafter
 from jax_sa.decoder import generate as generate
+from jax_sa.host_build import build_on_host as build_on_host
 from jax_sa.manager import SAConfig as SAConfig
 from jax_sa.manager import SuffixAutomatonManager as SuffixAutomatonManager
 from jax_sa.packed_decoder import PackedDecoder as PackedDecoder
@@ -44,10 +48,13 @@ from jax_sa.replay_metadata import copy_replay_metadata as copy_replay_metadata
 from jax_sa.sampling import Sampling as Sampling
 from jax_sa.seqlens import ExpandedSeqlens as ExpandedSeqlens
 from jax_sa.seqlens import expand_seqlens as expand_seqlens
+from jax_sa.state import Invalid as Invalid
 from jax_sa.state import State as State
 from jax_sa.state import Status as Status
 from jax_sa.state import get_state_size as get_state_size
 from jax_sa.state import init as init
+from jax_sa.storage import load as load
+from jax_sa.storage import save as save
 from jax_sa.verify import Accepted as Accepted
 from jax_sa.verify import accept_greedy as accept_greedy
 from jax_sa.verify import accept_sampled as accept_sampled

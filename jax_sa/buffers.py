@@ -11,8 +11,7 @@ import numpy as np
 
 from jax_sa._checks import check_array, check_int
 from jax_sa._dtypes import has_whole_bytes
-from jax_sa._result_types import result_type
-from jax_sa._targets import target_name
+from jax_sa._targets import result_type, target_name
 
 _FILL_BYTES = 16
 """The bytes of a fill that the target gets; an item of any dtype fits a whole number of times."""

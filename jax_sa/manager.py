@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,10 @@ import numpy as np
 
 from jax_sa._checks import check_array, check_int
 from jax_sa._options import DraftOptions, normalise
-from jax_sa.automaton import Draft, extend, extend_lookup, lookup
+from jax_sa.automaton import Draft, extend_lookup, insert, lookup
+from jax_sa.host_build import build_on_host, check_tokens
 from jax_sa.state import State, get_state_size, init
 from jax_sa.verify import merge_drafts
-
-PROMPT_CHUNK = 1024
-"""Tokens that the host appends at a time: one compiled program builds prompts of any length."""
-
-INT32 = np.iinfo(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,12 +159,12 @@ class SuffixAutomatonManager:
         """
         with self._opened():
             self._free_slot_for(request_id)  # or no automaton is worth building
-        tokens = _check_tokens(tokens, self.config.max_seq_len)
-        built = _build_on_host(tokens, self.config.max_seq_len)
+        tokens = check_tokens(tokens, self.config.max_seq_len)
+        built = build_on_host(tokens, self.config.max_seq_len)
         built = jax.device_put(built, self._sharding)
         with self._opened():
             slot = self._free_slot_for(request_id)
-            self.state = _put_slot(self.state, built, np.int32(slot))
+            self.state = _insert(self.state, built, np.int32(slot))
             self._slot_of[request_id] = slot
             self._free_slots.remove(slot)
             return slot
@@ -278,48 +274,7 @@ class SuffixAutomatonManager:
         return _Batch(slots, jnp.asarray(rows))
 
 
-def _check_tokens(tokens: Any, max_seq_len: int) -> np.ndarray:
-    array = np.asarray(tokens)
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise TypeError(
-            f"tokens: expected a sequence of ints, got {array.dtype}{list(array.shape)}"
-        )
-    if array.size > max_seq_len:
-        raise ValueError(f"tokens: expected at most {max_seq_len}, got {array.size}")
-    if array.size and not INT32.min <= array.min() <= array.max() <= INT32.max:
-        raise ValueError(f"tokens: expected int32s, got {array.min()}..{array.max()}")
-    return array.astype(np.int32)
-
-
-def _build_on_host(tokens: np.ndarray, max_seq_len: int) -> State:
-    """A state of one slot that holds `tokens`, on the CPU."""
-    width = min(PROMPT_CHUNK, max_seq_len)
-    with jax.default_device(_host()):
-        built = init(1, max_seq_len)
-        for begin in range(0, len(tokens), width):
-            chunk = tokens[begin : begin + width]
-            padded = np.pad(chunk, (0, width - len(chunk)))[None]
-            built = _extend(built, padded, np.full(1, len(chunk), np.int32))
-    return built
-
-
-def _host() -> jax.Device:
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        raise ValueError(
-            f"JAX_PLATFORMS: expected cpu among them, got {jax.config.jax_platforms!r}"
-        ) from None
-
-
-_extend = jax.jit(extend, donate_argnames="state")
-
-
-@functools.partial(jax.jit, donate_argnames="state")
-def _put_slot(state: State, built: State, slot: jax.Array) -> State:
-    return jax.tree.map(
-        lambda leaf, one: jax.lax.dynamic_update_slice_in_dim(leaf, one, slot, axis=0), state, built
-    )
+_insert = jax.jit(insert, donate_argnames="state")
 
 
 @functools.partial(jax.jit, static_argnames="config")

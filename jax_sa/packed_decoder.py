@@ -449,13 +449,13 @@ class PackedDecoder(DraftOptions):
         emitted = column - prompt_counts[:, None]
         column = jnp.where(emitted < 0, column, own.shape[1] + emitted)
         both = jnp.concatenate([own, accepted.tokens], axis=1)
-        state, draft = extend_lookup(
+        return extend_lookup(
             rows.state,
             jnp.take_along_axis(both, column, axis=1, mode="clip"),
             prompt_counts + accepted.length,
+            limits=left - 1,
             **self.lookup_options(),
         )
-        return state, budget.cut_draft(draft, jnp.maximum(left - 1, 0))
 
 
 @functools.partial(jax.jit, donate_argnames="rows")

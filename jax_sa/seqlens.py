@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_bool, check_int
-from jax_sa._result_types import result_type
-from jax_sa._targets import target_name
+from jax_sa._targets import result_type, target_name
 
 
 @jax.tree_util.register_dataclass

@@ -14,6 +14,7 @@ from calls import assert_draft_equals, assert_drafts_nothing, int32, reference_o
 from inspection import assert_slot_equals
 
 import jax_sa
+from jax_sa import host_build
 from jax_sa import manager as manager_module
 
 CAPACITY, MAX_DRAFT = 64, 4
@@ -48,10 +49,10 @@ def test_a_request_has_the_automaton_of_its_tokens():
 
 def test_one_program_puts_requests_into_slots():
     manager = new_manager(max_slots=4, max_seq_len=61)
-    before = manager_module._put_slot._cache_size()
+    before = manager_module._insert._cache_size()
     for name in "abcd":
         manager.add_request(name, text(0))
-    assert manager_module._put_slot._cache_size() == before + 1
+    assert manager_module._insert._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 1023, 1024, 1025, 2500])
@@ -154,8 +155,8 @@ def test_one_program_serves_every_batch():
     manager.prepare(["a"])
     manager.extend(*no_tokens(3))
     manager.lookup()
-    names = ("_extend", "_put_slot", "_lookup", "_extend_lookup")
-    programs = [getattr(manager_module, name) for name in names]
+    names = ("_insert", "_lookup", "_extend_lookup")
+    programs = [host_build._extend, *(getattr(manager_module, name) for name in names)]
     compiled = [program._cache_size() for program in programs]
     for batch in ["abc", "d", "", "cb"]:
         manager.prepare(list(batch))
@@ -210,10 +211,10 @@ def snapshot(manager):
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (manager_module, "_check_tokens", lambda m: m.add_request("c", text(2))),
-        (manager_module, "_build_on_host", lambda m: m.add_request("c", text(2))),
+        (manager_module, "check_tokens", lambda m: m.add_request("c", text(2))),
+        (manager_module, "build_on_host", lambda m: m.add_request("c", text(2))),
         (jax, "device_put", lambda m: m.add_request("c", text(2))),
-        (manager_module, "_put_slot", lambda m: m.add_request("c", text(2))),
+        (manager_module, "_insert", lambda m: m.add_request("c", text(2))),
         (manager_module.np, "full", lambda m: m.prepare(["b"])),
         (manager_module.jnp, "asarray", lambda m: m.prepare(["b"])),
         (manager_module.jnp, "asarray", lambda m: m.remove_request("a")),
@@ -315,14 +316,14 @@ def test_steps_go_on_while_a_prompt_is_built(monkeypatch):
     manager = new_manager()
     manager.add_request("a", text(0))
     manager.prepare(["a"])
-    build, building, go_on = manager_module._build_on_host, threading.Event(), threading.Event()
+    build, building, go_on = manager_module.build_on_host, threading.Event(), threading.Event()
 
     def slow(*args):
         building.set()
         assert go_on.wait(60)
         return build(*args)
 
-    monkeypatch.setattr(manager_module, "_build_on_host", slow)
+    monkeypatch.setattr(manager_module, "build_on_host", slow)
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         adding = thread.submit(manager.add_request, "b", text(1))
         try:

@@ -57,15 +57,42 @@ def housekeeping(state, targets):
     return jax_sa.copy_slots(jax_sa.reset(state, slots), slots, slots + 2)
 
 
-PROGRAMS = [decode_step, fused_step, fori_loop, scan, while_loop, one_slot, housekeeping]
+def reading(state, targets):
+    """Tokens that are read decide what is appended."""
+    length = targets.shape[1]
+    tokens = jax_sa.read_tokens(state, state.length - length, length=length)
+    return jax_sa.extend(state, tokens, jnp.full(SLOTS, length, jnp.int32))
+
+
+PROGRAMS = [
+    decode_step,
+    fused_step,
+    fori_loop,
+    scan,
+    while_loop,
+    one_slot,
+    housekeeping,
+    reading,
+]
 
 
 def compile_program(program, sharding=None, **options):
     """Compiles `program(state, targets)` with the state donated, from shapes alone."""
-    arguments = (
-        jax.eval_shape(functools.partial(jax_sa.init, SLOTS, CAPACITY)),
-        jax.ShapeDtypeStruct((SLOTS, 1 + MAX_DRAFT), jnp.int32),
-    )
+    targets = jax.ShapeDtypeStruct((SLOTS, 1 + MAX_DRAFT), jnp.int32)
+    return _compile(program, (_state(SLOTS), targets), sharding, options)
+
+
+def compile_insert(sharding=None, **options):
+    """Compiles `insert(state, built, slot)` likewise."""
+    slot = jax.ShapeDtypeStruct((), jnp.int32)
+    return _compile(jax_sa.insert, (_state(SLOTS), _state(1), slot), sharding, options)
+
+
+def _state(num_slots):
+    return jax.eval_shape(functools.partial(jax_sa.init, num_slots, CAPACITY))
+
+
+def _compile(program, arguments, sharding, options):
     arguments = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments
     )
