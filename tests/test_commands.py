@@ -80,9 +80,10 @@ def test_results_that_cannot_be_printed(arguments, output):
     assert done.stderr == f"error: standard output: {reason}\n"
 
 
-def test_no_standard_output_at_all(error_of, monkeypatch):
+def test_no_standard_output_at_all(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert jax_sa.__main__.main(PLAN) == 2
+    assert capsys.readouterr().err == "error: standard output: closed\n"
 
 
 def test_no_standard_error_at_all(monkeypatch, capsys):
