@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from loops import FLAGS  # before JAX starts
-from report import report
+from report import add_json, positive, report
 from source_tokens import slot_texts
 
 import jax_sa
@@ -29,7 +29,7 @@ STEPS = 64
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def decode(state, draft, blocks):
-    """blocks: int32[STEPS, S, m]."""
+    """The state and the drafts after STEPS steps; blocks are int32[STEPS, S, m]."""
     lengths = jnp.full(state.num_slots, blocks.shape[2], jnp.int32)
 
     def step(i, carry):
@@ -41,6 +41,7 @@ def decode(state, draft, blocks):
 
 @functools.partial(jax.jit, donate_argnums=0)
 def baseline(last, blocks):
+    """The same loop without the automaton."""
     return jax.lax.fori_loop(0, STEPS, lambda i, last: last ^ blocks[i], last)
 
 
@@ -77,11 +78,11 @@ def measure(num_slots, context, accepted, runs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 64, 256])
-    parser.add_argument("--contexts", type=int, nargs="+", default=[32_768, 131_072])
-    parser.add_argument("--accepted", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--runs", type=int, default=30, help="of 64 steps each")
-    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--slots", type=positive, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--contexts", type=positive, nargs="+", default=[32_768, 131_072])
+    parser.add_argument("--accepted", type=positive, nargs="+", default=[1, 4])
+    parser.add_argument("--runs", type=positive, default=30, help="of 64 steps each")
+    add_json(parser)
     args = parser.parse_args()
 
     device = jax.devices()[0]

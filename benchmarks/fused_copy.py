@@ -1,10 +1,10 @@
-"""Times fused_copy against what plain JAX offers for it.
+"""Times fused_copy against the forms that plain JAX offers.
 
     python benchmarks/fused_copy.py --json out.json
 
-Microseconds per iteration of one jitted loop that copies the same sources into buffers it carries;
-`loop` is an empty loop. `sets` is a donated `.at[].set` for each tensor; `packed` is one for a
-single buffer into which all sources are packed, where no tensor has a row stride.
+The figures are microseconds per iteration of one jitted loop that copies the same sources into
+buffers that it carries. `loop` is an empty loop. `sets` is a donated `.at[].set` for each tensor.
+`packed` is one `.at[].set` of a single buffer, where all sources are packed without row strides.
 """
 
 import jax
@@ -14,8 +14,9 @@ from loops import FLAGS, iteration_us, parse_args
 from report import report
 
 import jax_sa
+from jax_sa.cli.progress import ProgressBar
 
-# What is copied, and from how many rows and columns of buffers: (count, rows, columns, width).
+# Rows and pages of a step, and shapes of tensors: (count, rows, columns, columns of the buffer).
 STEPS_METADATA = {f"metadata, {rows} rows": (rows, 64) for rows in (1, 64, 256)}
 TENSORS = {
     "6 x 8192": (6, 1, 8192, 8192),
@@ -83,6 +84,7 @@ def main():
     }
     device = jax.devices()[0]
     print(f"{device.device_kind}, jax {jax.__version__}, {FLAGS}", flush=True)
+    bar = ProgressBar(len(cases), "cases")
     rows = []
     for name, (buffers, sources) in cases.items():
         expected = sets(buffers, sources)
@@ -102,7 +104,7 @@ def main():
             row[form] = iteration_us(body, carry, fixed, args.steps, args.repeats)
         row["fused_GB/s"] = 8 * items / row["fused"] / 1e3
         rows.append(row)
-        print(row, flush=True)
+        bar.advance(1)
     report(rows, args.json, device=device.device_kind, flags=FLAGS)
 
 

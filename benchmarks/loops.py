@@ -1,4 +1,4 @@
-"""Times what a body does to a carry, as iterations of one jitted loop.
+"""Times a function of a carry, as the body of one jitted loop.
 
 Import it before anything runs: it sets the flags with which XLA makes the loop one CUDA graph.
 """
@@ -14,14 +14,17 @@ FLAGS = "--xla_gpu_enable_command_buffer=+WHILE --xla_gpu_graph_min_graph_size=1
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 import jax
+from report import add_json, positive
 
 
 def parse_args(description: str) -> argparse.Namespace:
     """The command line of a benchmark of loops."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--steps", type=int, default=500, help="iterations of a loop")
-    parser.add_argument("--repeats", type=int, default=11, help="loops, of which the median counts")
-    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--steps", type=positive, default=500, help="iterations of a loop")
+    parser.add_argument(
+        "--repeats", type=positive, default=11, help="loops, of which the median counts"
+    )
+    add_json(parser)
     return parser.parse_args()
 
 

@@ -1,10 +1,10 @@
-"""Times expand_seqlens against what plain JAX offers for it.
+"""Times expand_seqlens against the forms that plain JAX offers.
 
     python benchmarks/seqlens.py --json out.json
 
-Microseconds per iteration of one jitted loop that expands lengths, each of which depends on the
-result before, so that no iteration can be skipped; `loop` is that loop without the expansion.
-Every form's result is checked.
+The figures are microseconds per iteration of one jitted loop that expands lengths. Each iteration
+depends on the result before it, so that none can be skipped. `loop` is the same loop without the
+expansion. The result of every form is checked.
 """
 
 import functools
@@ -16,6 +16,7 @@ from loops import FLAGS, iteration_us, parse_args
 from report import report
 
 import jax_sa
+from jax_sa.cli.progress import ProgressBar
 
 SHAPES = [(1, 4), (64, 4), (256, 4), (1024, 4), (1024, 16), (4096, 4), (65_536, 4), (64, 65_536)]
 
@@ -67,6 +68,7 @@ def main():
 
     device = jax.devices()[0]
     print(f"{device.device_kind}, jax {jax.__version__}, {FLAGS}", flush=True)
+    bar = ProgressBar(len(SHAPES), "shapes")
     rng = np.random.default_rng(0)
     rows = []
     for num_rows, q_len in SHAPES:
@@ -94,7 +96,7 @@ def main():
         best = min(row[name] for name in searches)
         row = {k: v for k, v in row.items() if k not in searches} | {"best_searchsorted": best}
         rows.append(row)
-        print(row, flush=True)
+        bar.advance(1)
     report(rows, args.json, device=device.device_kind, flags=FLAGS)
 
 

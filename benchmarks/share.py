@@ -1,12 +1,11 @@
-"""Measures what share of a decoding step jax_sa's own ops take, from a profile.
+"""Measures the share of jax_sa's own ops in a decoding step, from a profile.
 
     python benchmarks/share.py --json out.json
 
-The bundled model writes on after the bundled prompts, as examples/run_sa_spec.py has it. Counted is
-from the end of the op that reads the prompts to the end of the last one: on a GPU the time of all
-kernels, which a profiler leaves as it is, where it slows the launches down; on a CPU all time.
-(With MTP, that is the module's reading of the prompts as well, once.) Needs
-`pip install jax_sa[tokenizer]`.
+The bundled model writes on after the bundled prompts, as in examples/run_sa_spec.py. The time from
+the end of the op that reads the prompts to the end of the last op counts: on a GPU the time of all
+kernels, because a profiler slows down launches but not kernels; on a CPU all time. With MTP, this
+includes the module's reading of the prompts, once. Needs `pip install jax_sa[tokenizer]`.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from report import report
+from report import add_json, positive, report
 
 from jax_sa.cli.progress import ProgressBar
 
@@ -31,7 +30,7 @@ MODES = (run_sa_spec.Mode(use_sa=True, mtp_tokens=0), run_sa_spec.Mode(use_sa=Tr
 
 
 class Event(NamedTuple):
-    """Something that took time, in microseconds."""
+    """A span of time on the device, in microseconds."""
 
     begin: float
     end: float
@@ -40,7 +39,7 @@ class Event(NamedTuple):
 
 
 def profile(run: Callable[[], Any]) -> list[Event]:
-    """What the device did during a call, in order."""
+    """The events on the device during a call, in order."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -82,9 +81,9 @@ def measure(engine: run_sa_spec.Engine, mode: run_sa_spec.Mode) -> dict[str, flo
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--max_new_tokens", type=int, default=128)
-    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--batch_sizes", type=positive, nargs="+", default=[1, 16])
+    parser.add_argument("--max_new_tokens", type=positive, default=128)
+    add_json(parser)
     args = parser.parse_args()
 
     rows = []

@@ -1,4 +1,4 @@
-"""Real token streams to time with: source code of the running Python, split into words."""
+"""Token streams of real text: the source code of the running Python, split into words."""
 
 import itertools
 import pathlib

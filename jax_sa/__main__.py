@@ -24,8 +24,6 @@ def main(argv: list[str] | None = None) -> int:
         return args.run(args)
     except (ValueError, TypeError) as error:
         reason = str(error)
-    except RecursionError:
-        reason = "the input is nested too deeply"
     except MemoryError as error:
         reason = f"not enough memory: {error}"
     except jax.errors.JaxRuntimeError as error:

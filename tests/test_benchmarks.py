@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -22,6 +23,32 @@ def test_help(path):
     done = run(path, "--help")
     assert done.returncode == 0, done.stderr
     assert "--json" in done.stdout
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
+def test_only_public_names(path):
+    assert not re.search(r"\bjax_sa(\.\w+)*(\._\w| import _)", path.read_text())
+
+
+BAD = {
+    "append": "--runs",
+    "decode_step": "--slots",
+    "fused_copy": "--steps",
+    "seqlens": "--repeats",
+}
+
+
+@pytest.mark.parametrize("name", [*BAD, "share"])
+def test_bad_input_is_one_line(name, tmp_path):
+    """It fails before any work is done."""
+    for option, value, message in (
+        (BAD.get(name, "--batch_sizes"), "0", "expected at least 1, got 0"),
+        (BAD.get(name, "--batch_sizes"), "x", "invalid positive value: 'x'"),
+        ("--json", tmp_path / "none" / "x.json", "cannot be written: No such file or directory"),
+    ):
+        done = run(BENCHMARKS / f"{name}.py", option, value)
+        assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
 
 
 def test_the_share_of_a_step(tmp_path):

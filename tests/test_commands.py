@@ -80,9 +80,10 @@ def test_results_that_cannot_be_printed(arguments, output):
     assert done.stderr == f"error: standard output: {reason}\n"
 
 
-def test_no_standard_output_at_all(error_of, monkeypatch):
+def test_no_standard_output_at_all(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert jax_sa.__main__.main(PLAN) == 2
+    assert capsys.readouterr().err == "error: standard output: closed\n"
 
 
 def test_no_standard_error_at_all(monkeypatch, capsys):
@@ -95,7 +96,8 @@ def test_no_standard_error_at_all(monkeypatch, capsys):
 def test_a_platform_that_is_not_there(command):
     done = start([command], env={"JAX_PLATFORMS": "nowhere"}, stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: JAX_PLATFORMS=nowhere: ")
+    assert done.stderr.startswith("error: JAX_PLATFORMS: expected platforms that JAX can use here")
+    assert "got 'nowhere': " in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -105,7 +107,7 @@ def test_a_gpu_that_is_not_there(command):
     done = start([command], env={"JAX_PLATFORMS": "cuda"}, stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (2, "")
     last = done.stderr.splitlines()[-1]  # JAX may log that a plugin of its own does not load
-    assert last.startswith("error: JAX_PLATFORMS=cuda: ")
+    assert last.startswith("error: JAX_PLATFORMS: ") and "got 'cuda'" in last
     assert "jax_sa" not in done.stderr  # no traceback through this package
 
 
@@ -115,8 +117,8 @@ def test_whatever_jax_raises_as_it_starts_is_one_line(monkeypatch, error_of, err
         raise error
 
     monkeypatch.setattr(devices.jax, "devices", fail)
-    expected = str(error).partition("\n")[0] or "it cannot be used here"
-    assert error_of("info").endswith(f": {expected}")
+    platforms = repr(jax.config.jax_platforms)
+    assert error_of("info").endswith(f"got {platforms}" + (": no" if str(error) else ""))
 
 
 def test_out_of_memory_is_one_line(monkeypatch, error_of):
@@ -201,6 +203,18 @@ def test_json_that_is_nested_too_deeply(tmp_path, error_of):
     (tmp_path / "config.json").write_text(DEEP)
     plan = ["plan", "--hbm", "1GB", "--requests", "1", "--hf-config"]
     assert error_of(*plan, tmp_path / "config.json").endswith("got nested too deeply")
+
+
+@pytest.mark.parametrize("depth", [10, 900, 990, 2_000, 5_000, 9_000, 40_000, 99_000])
+def test_json_of_any_depth(tmp_path, error_of, depth):
+    """What can be read can be shown in the error."""
+    nested = "[" * depth + "]" * depth
+    (tmp_path / "t.jsonl").write_text(f'{{"prompt": {nested}, "response": [1]}}')
+    assert error_of("replay", tmp_path / "t.jsonl")
+    text = json.dumps(CONFIG | {"head_dim": "HERE"}).replace('"HERE"', nested)
+    (tmp_path / "config.json").write_text(text)
+    plan = ["plan", "--hbm", "1GB", "--requests", "1", "--hf-config"]
+    assert error_of(*plan, tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a user imports and what `info` says of it."""
+"""The names that a user imports, and the report of `info` on them."""
 
 import json
 import os

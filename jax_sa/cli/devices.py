@@ -11,7 +11,11 @@ def start_jax() -> list[jax.Device]:
     """
     try:
         return jax.devices()
-    except Exception as error:  # RuntimeError for some platforms, AssertionError for others
-        platforms = jax.config.jax_platforms
-        reason = str(error).partition("\n")[0] or "it cannot be used here"
-        raise ValueError(f"JAX_PLATFORMS={platforms or ''}: {reason}") from None
+    except (
+        Exception
+    ) as error:  # RuntimeError for some platforms, an empty AssertionError for others
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"JAX_PLATFORMS: expected platforms that JAX can use here, "
+            f"got {jax.config.jax_platforms!r}" + (f": {reason}" if reason else "")
+        ) from None
