@@ -36,7 +36,7 @@ struct Divisor {
   }
 };
 
-// What of a tensor is copied, in words of its rows. In 32 bits, because nearly all that a small
+// The part of a tensor that is copied, in words of its rows. In 32 bits, because nearly all that a small
 // copy takes is the time of its instructions.
 struct Extent {
   uint32_t rows;

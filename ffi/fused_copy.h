@@ -62,7 +62,7 @@ struct FusedCopy {
   int32_t count;
 };
 
-// What of a tensor is copied.
+// The part of a tensor that is copied.
 struct Part {
   int64_t rows;
   int64_t row_bytes;
@@ -76,7 +76,7 @@ JAX_SA_SHARED_FN Part copied_part(const Tensor& tensor) {
   return {tensor.rows.count(), tensor.columns.count() * tensor.item_bytes};
 }
 
-// What of it is written to: `copied`, or all of it.
+// The part of it that is written to: `copied`, or all of it.
 JAX_SA_SHARED_FN Part written_part(const Tensor& tensor, const Part& copied) {
   return tensor.fills ? Part{tensor.destination_rows, tensor.destination_stride} : copied;
 }

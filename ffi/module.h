@@ -1,4 +1,4 @@
-// What a platform's Python module holds: its handlers by name, and the FFI version they need.
+// A platform's Python module: its handlers by name, and the FFI version they need.
 #pragma once
 
 #include <pybind11/pybind11.h>

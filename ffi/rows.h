@@ -1,4 +1,4 @@
-// What one row of a call does to its slot, with one warp: the same on host and device.
+// The work of one row of a call on its slot, with one warp: the same on host and device.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,5 @@
 // expand_seqlens: rows of query tokens laid end to end, each with its position in its row's text.
-// What a row and a position contribute, the same on host and device.
+// The value that a row and a position contribute, the same on host and device.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ JAX_SA_FN uint32_t add_counts(uint32_t a, uint32_t b) {
 
 JAX_SA_FN uint32_t count_queries(int32_t q_len) { return q_len > 0 ? q_len : 0; }
 
-// What turns a place in the result into a value, for the row whose `queries` tokens start at place
+// Turns a place in the result into a value, for the row whose `queries` tokens start at place
 // `begin`. Modulo 2^32: the value itself always fits.
 JAX_SA_FN uint32_t row_shift(int32_t kv_len, uint32_t queries, uint32_t begin) {
   return count_queries(kv_len) - (queries - 1) - begin;

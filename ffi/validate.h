@@ -167,23 +167,19 @@ struct Validate {
   template <class Warp>
   JAX_SA_FN void operator()(const Warp& warp, int32_t row) const {
     const Slot slot = state.slot(row);
-    const int32_t result = is_length(*slot.length) ? compare(warp, row) : kInvalidLength;
+    const RowText text({slot.tokens, slot.length, slot.max_seq_len}, 0);
+    const int32_t result = text.fits() ? compare(warp, slot, text, row) : kInvalidLength;
     warp.only(0, [&](int32_t) { invalid[row] = result; });
   }
 
  private:
-  JAX_SA_FN bool is_length(int32_t length) const {
-    return length >= 0 && length <= state.max_seq_len;
-  }
-
   template <class Warp>
-  JAX_SA_FN int32_t compare(const Warp& warp, int32_t row) const {
-    const Slot slot = state.slot(row);
+  JAX_SA_FN int32_t compare(const Warp& warp, const Slot& slot, const RowText& text,
+                            int32_t row) const {
     const Slot built = scratch.slot(row);
     make_empty(warp, built, scratch_seed);
     Automaton<Warp> automaton(warp, built);
-    for (int32_t i = 0; i < *slot.length; ++i) automaton.append(slot.tokens[i]);
-    automaton.store();
+    append_text(warp, automaton, built, text, 0, false);
     return Comparison<Warp>(warp, slot, built).invalid();
   }
 };

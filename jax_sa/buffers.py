@@ -12,6 +12,9 @@ import numpy as np
 from jax_sa._checks import check_array, check_int
 from jax_sa._dtypes import has_whole_bytes
 from jax_sa._targets import result_type, target_name
+from jax_sa._vmap import refuse_vmap
+
+INSTEAD_OF_VMAP = "give it all copies as leaves of one pytree"
 
 _FILL_BYTES = 16
 """The bytes of a fill that the target gets; an item of any dtype fits a whole number of times."""
@@ -97,7 +100,7 @@ def fused_copy(
         target_name("fused_copy"),
         [*map(jax.typeof, to), result_type(to[0], (len(to),), jnp.bool_)],
         input_output_aliases={len(scalars) + len(to) + i: i for i in range(len(to))},
-    )(*scalars, *from_, *to, **_attributes(plans))
+    )(*refuse_vmap("fused_copy", INSTEAD_OF_VMAP, [*scalars, *from_, *to]), **_attributes(plans))
     return Copied(jax.tree.unflatten(structure, outputs[:-1]), outputs[-1])
 
 

@@ -12,6 +12,9 @@ import numpy as np
 
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_bool, check_int
 from jax_sa._targets import result_type, target_name
+from jax_sa._vmap import refuse_vmap
+
+INSTEAD_OF_VMAP = "give it the rows of all batches, one batch after the other"
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +93,8 @@ def _expand(
     sizes = ((total,), (), ((kv_lens.shape[0] + 1) * offsets,), (total * row_ids,))
     results = [result_type(kv_lens, size) for size in sizes]
     call = jax.ffi.ffi_call(target_name("expand_seqlens"), results)
-    return ExpandedSeqlens(*call(kv_lens, q_lens, fill=fill))
+    operands = refuse_vmap("expand_seqlens", INSTEAD_OF_VMAP, [kv_lens, q_lens])
+    return ExpandedSeqlens(*call(*operands, fill=fill))
 
 
 def _expand_one(kv_lens: Any, q_lens: Any, total: int, fill: int) -> ExpandedSeqlens:

@@ -149,6 +149,13 @@ def test_vmap_is_refused(state, op, wrap):
     assert "vmap_method" not in str(error.value)
 
 
+def test_vmap_of_metadata_ops_is_refused():
+    with pytest.raises(NotImplementedError, match="^expand_seqlens: expected .*vmap.*rows"):
+        jax.vmap(lambda kv, q: jax_sa.expand_seqlens(kv, q, total=4))(TOKENS, TOKENS)
+    with pytest.raises(NotImplementedError, match="^fused_copy: expected .*vmap.*leaves"):
+        jax.vmap(jax_sa.fused_copy)(TOKENS, jnp.ones_like(TOKENS))
+
+
 def test_vmap_of_one_argument_is_refused(state):
     with pytest.raises(NotImplementedError, match="^lookup: expected a call without vmap"):
         jax.vmap(lambda limits: jax_sa.lookup(state, max_draft=2, limits=limits))(TOKENS.T)

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import texts
@@ -61,3 +62,5 @@ def test_any_order_of_lanes(library, name, seed):
             assert_slot_equals(state, 0, automaton)
             expected = draft(automaton.text, automaton.lookup(), MAX_DRAFT)
             assert drafted.tolist() == (expected or [jax_sa.DRAFT_FILL] * MAX_DRAFT)
+    # The order of lanes decides the places of edges; validate must not mind.
+    assert jax_sa.validate(jax.tree.map(jnp.asarray, state)).tolist() == [0]

@@ -48,7 +48,7 @@ class AnySequence(RuleBasedStateMachine):
             self.automata[slot].append(token)
 
     def assert_drafts(self, draft, row, slot, **options):
-        if self.status[slot] & Status.FULL:
+        if self.status[slot] & (Status.FULL | Status.OUT_OF_RANGE):
             assert_drafts_nothing(draft, row)
         else:
             assert_draft_equals(draft, row, self.automata[slot], 3, **options)
@@ -59,6 +59,11 @@ class AnySequence(RuleBasedStateMachine):
         self.state = extend(self.state, rows[0], lengths=rows[1])
         for slot in range(NUM_SLOTS):
             self.append(slot, rows[0][slot][: rows[1][slot]])
+
+    @rule(slot=slots, length=st.sampled_from([-1, WIDTH + 1, 2**31 - 1]))
+    def extend_by_a_length_out_of_range(self, slot, length):
+        self.state = extend(self.state, [[1] * WIDTH], [slot], lengths=[length])
+        self.status[slot] |= Status.OUT_OF_RANGE
 
     @rule(rows=rows, order=st.permutations(range(NUM_SLOTS)), options=options)
     def extend_lookup(self, rows, order, options):
@@ -90,6 +95,17 @@ class AnySequence(RuleBasedStateMachine):
         self.state = copy_slots(self.state, [source], [destination])
         self.automata[destination] = reference_of(self.automata[source].text, CAPACITY)
         self.status[destination] = self.status[source]
+
+    @rule(slot=slots, text=st.lists(st.integers(0, 2), max_size=CAPACITY), seed=st.integers(0, 9))
+    def insert(self, slot, text, seed):
+        built = jax_sa.build_on_host(text, CAPACITY, seed=seed)
+        self.state = jax_sa.insert(self.state, built, slot)
+        self.automata[slot] = reference_of(text, CAPACITY)
+        self.status[slot] = Status(0)
+
+    @invariant()
+    def valid(self):
+        assert jax_sa.validate(self.state).tolist() == [0] * NUM_SLOTS
 
     @invariant()
     def same_automata(self):

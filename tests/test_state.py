@@ -69,6 +69,16 @@ def test_slots_over_devices():
 
     state = jax.device_put(jax_sa.init(num_slots, 40), by_slot)
     tokens = jax.device_put(jnp.asarray(text), by_slot)
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=PartitionSpec("slots"), out_specs=PartitionSpec("slots")
+    )
+    def inspect(state):
+        limited = jax_sa.lookup(state, max_draft=5, limits=jnp.full_like(state.length, 2))
+        read = jax_sa.read_tokens(state, jnp.zeros_like(state.length), length=40)
+        return jax_sa.validate(state), limited, read
+
     compiled = replay.lower(state, tokens).compile().as_text()
     assert not any(op in compiled for op in ("all-gather", "all-reduce", "all-to-all"))
     state, draft = replay(state, tokens)
@@ -78,6 +88,10 @@ def test_slots_over_devices():
         assert_slot_equals(local, slot, reference_of(text[slot].tolist()))
     whole = lookup(jax.tree.map(jnp.asarray, local), max_draft=5)
     assert_states_equal(jax.device_get(draft), jax.device_get(whole))
+    invalid, limited, read = inspect(state)
+    assert not np.any(invalid)
+    np.testing.assert_array_equal(limited.length, np.minimum(whole.length, 2))
+    np.testing.assert_array_equal(read, text)
 
 
 def test_export(tmp_path):

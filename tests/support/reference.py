@@ -1,4 +1,4 @@
-"""What the ops must do, twice: a textbook automaton, and brute force to judge the automaton by.
+"""The ops once more, twice: a textbook automaton, and brute force to judge the automaton by.
 
 Both are slow and obvious on purpose. Neither shares anything with the library.
 """
