@@ -1,0 +1,211 @@
+"""Measures tokens per second of a real model with drafts, against the same program without.
+
+    python benchmarks/real_model.py --model smollm2 --chat --batch_sizes 1 8 32 128
+
+All prompts go through the rows of a packed decoder (`jax_sa.PackedDecoder`), refilled as they end,
+over a paged cache. Without drafts it is the same program without automata. Each figure is the
+median of several runs, with the least and the most beside it. Needs `pip install
+jax_sa[tokenizer,chat]`, and a checkpoint folder such as `examples/import_gguf.py` writes.
+"""
+
+import argparse
+import functools
+import pathlib
+import statistics
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from report import add_json, positive, report
+
+import jax_sa
+from jax_sa.cli.progress import ProgressBar
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+from llama import checkpoint, paged
+from llama.chat import ChatTemplate
+from llama.tokenizer import Tokenizer
+from prompt_file import read_prompts
+
+PAGE_SIZE = 64
+"""Tokens of a page."""
+
+RANDOM_TEMPERATURE = 3.0
+"""At which a model writes tokens that hardly any draft foretells."""
+
+
+class Setting(NamedTuple):
+    """One line of the table, with and without drafts."""
+
+    batch: int
+    text: str
+    """The name of the kind of text: greedy, a temperature, or random."""
+    temperature: float
+    prompts: list[list[int]]
+
+
+class Measured(NamedTuple):
+    """One program's runs."""
+
+    seconds: list[float]
+    compile_seconds: float
+    done: jax_sa.Completions
+    costs: jax.Array | None
+
+    def rate(self, seconds: float) -> float:
+        """Tokens per second."""
+        return int(self.done.lengths.sum()) / seconds
+
+
+class Bench:
+    """A checkpoint and the options of the command."""
+
+    def __init__(self, args: argparse.Namespace):
+        """Loads the checkpoint and reads the prompts."""
+        self.args = args
+        self.dtype = jnp.dtype(args.dtype)
+        self.config, self.params = checkpoint.load(args.model, self.dtype, None)
+        tokenizer = Tokenizer(args.model)
+        chat = ChatTemplate(args.model) if args.chat else None
+        self.prompts = []
+        for prompt in read_prompts(args.prompts):
+            text = prompt.text
+            if chat is not None:
+                text = chat.render([{"role": "user", "content": text}])
+            self.prompts.append(tokenizer.encode(text, add_special_tokens=chat is None))
+        model = functools.partial(paged.apply_packed, self.config)
+        stops = () if args.ignore_eos else self.config.eos_tokens
+        self.decoder = jax_sa.PackedDecoder(model, stop_tokens=stops, max_draft=args.max_draft)
+
+    def settings(self) -> list[Setting]:
+        """Every batch size with every kind of text."""
+        random = np.random.default_rng(0)
+        noise = [random.integers(0, self.config.vocab_size, len(p)).tolist() for p in self.prompts]
+        made = []
+        for batch in self.args.batch_sizes:
+            kinds = [
+                ("greedy" if t == 0 else f"T={t:g}", t, self.prompts)
+                for t in self.args.temperatures
+            ]
+            if self.args.random:
+                kinds.append(("random", RANDOM_TEMPERATURE, noise))
+            # Enough prompts for every row to be refilled a few times.
+            repeats = -(-self.args.refills * batch // len(self.prompts))
+            made += [
+                Setting(batch, name, t, prompts * max(repeats, 1)) for name, t, prompts in kinds
+            ]
+        return made
+
+    def measure(self, setting: Setting, drafts: bool) -> Measured:
+        """Compiles, measures the costs of steps, and runs."""
+        rows, new = setting.batch, self.args.max_new_tokens
+        lengths = np.array([len(prompt) for prompt in setting.prompts], np.int32)
+        prompts = np.zeros((len(lengths), lengths.max()), np.int32)
+        for row, prompt in enumerate(setting.prompts):
+            prompts[row, : len(prompt)] = prompt
+        prompts, lengths = jnp.asarray(prompts), jnp.asarray(lengths)
+        size = prompts.shape[1] + new
+        pages = rows * -(-size // PAGE_SIZE)
+        cache = paged.init_packed_cache(self.config, rows, pages, PAGE_SIZE, size, self.dtype)
+        state = jax_sa.init(rows, size) if drafts else None
+        options: dict[str, Any] = {"rows": rows, "max_new_tokens": new}
+        if setting.temperature > 0:
+            options["sampling"] = jax_sa.Sampling(jax.random.key(0), setting.temperature)
+        begun = time.perf_counter()
+        costs, cache, state = self.decoder.calibrate(
+            self.params, prompts, lengths, cache, state=state, **options
+        )
+        compile_seconds = time.perf_counter() - begun
+        seconds = []
+        for _ in range(self.args.runs):
+            begun = time.perf_counter()
+            done = self.decoder.generate(
+                self.params, prompts, lengths, cache, state=state, costs=costs, **options
+            )
+            jax.block_until_ready(done.lengths)
+            seconds.append(time.perf_counter() - begun)
+            cache, state = done.cache, done.state
+        return Measured(seconds, compile_seconds, done, costs)
+
+
+def compare(setting: Setting, none: Measured, sa: Measured) -> dict[str, Any]:
+    """One row of the table."""
+    rates = [sa.rate(seconds) for seconds in sa.seconds]
+    base = none.rate(statistics.median(none.seconds))
+    steps = int(sa.done.steps.sum())
+    same = jnp.all(sa.done.tokens == none.done.tokens, axis=1)
+    speeds = sorted(rate / base for rate in rates)
+    spread = [none.rate(seconds) / base for seconds in none.seconds]
+    return {
+        "batch": setting.batch,
+        "text": setting.text,
+        "prompts": len(setting.prompts),
+        "none tok/s": round(base),
+        "none spread": f"{min(spread):.2f}-{max(spread):.2f}",
+        "SA tok/s": round(statistics.median(rates)),
+        "speed": f"{statistics.median(speeds):.2f}x",
+        "spread": f"{speeds[0]:.2f}-{speeds[-1]:.2f}",
+        "tok/step": float(sa.done.lengths.sum()) / max(steps, 1),
+        "drafted/step": float(sa.done.drafted.sum()) / max(steps, 1),
+        "identical": f"{int(same.sum())}/{len(setting.prompts)}"
+        if setting.temperature == 0
+        else "-",
+        "compile s": f"{none.compile_seconds:.0f}, {sa.compile_seconds:.0f}",
+        "costs": " ".join(f"{c:.2f}" for c in sa.costs / sa.costs[0]),
+        "step ms": f"{1e3 * float(none.costs[0]):.2f}, {1e3 * float(sa.costs[0]):.2f}",
+    }
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", type=pathlib.Path, default=EXAMPLES / "checkpoint", help="checkpoint folder")
+    add("--prompts", type=pathlib.Path, default=EXAMPLES / "prompts" / "instruct.jsonl")
+    add("--chat", action="store_true", help="put prompts into the checkpoint's chat template")
+    add("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32, 128], metavar="B")
+    add("--temperatures", type=float, nargs="*", default=[0.0, 0.7], metavar="T")
+    add("--random", action="store_true", help="also random tokens, which no draft foretells")
+    add("--max_new_tokens", type=positive, default=200)
+    add("--max_draft", type=positive, default=16)
+    add("--refills", type=positive, default=3, help="prompts for each row, at least")
+    add("--runs", type=positive, default=3)
+    add("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    add("--ignore_eos", action="store_true", help="always write all new tokens")
+    add_json(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark; bad input is one line and status 2."""
+    args = parse_args(argv)
+    try:
+        bench = Bench(args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    settings, rows = bench.settings(), []
+    bar = ProgressBar(2 * len(settings), "programs")
+    for setting in settings:
+        measured = []
+        for drafts in (False, True):
+            measured.append(bench.measure(setting, drafts))
+            bar.advance(1)
+        rows.append(compare(setting, *measured))
+        print({k: v for k, v in rows[-1].items()}, file=sys.stderr, flush=True)
+    device = jax.devices()[0].device_kind
+    report(rows, args.json, device=device, dtype=args.dtype, model=str(args.model))
+    return 0
+
+
+if __name__ == "__main__":
+    with jax.default_matmul_precision("highest"):
+        sys.exit(main())
