@@ -60,7 +60,7 @@ def save(directory: pathlib.Path, config: Config, params: dict[str, Any]) -> Non
     """Writes `config.json`, and the parameters as bfloat16 in one safetensors file."""
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(llama_config.to_hf(config), indent=2)
-    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+    (directory / llama_config.FILE).write_text(text + "\n", encoding="utf-8")
     names = jax.tree.map(lambda weight: weight.name, llama_weights.describe(config))
     arrays = jax.tree.map(lambda array: np.asarray(array).astype(ml_dtypes.bfloat16), params)
     write_safetensors(
