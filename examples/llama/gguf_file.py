@@ -86,10 +86,8 @@ class GGUFFile:
         self.require("llama.rope.scaling.type", None, "none")
         heads = self.expect("llama.attention.head_count")
         hidden = self.expect("llama.embedding_length")
-        stops = [
-            self.expect("tokenizer.ggml.eos_token_id"),
-            self.get("tokenizer.ggml.eot_token_id"),
-        ]
+        stops = [self.expect("tokenizer.ggml.eos_token_id")]
+        stops.append(self.get("tokenizer.ggml.eot_token_id", stops[0]))
         return Config(
             "LlamaForCausalLM",
             vocab_size=len(self.expect("tokenizer.ggml.tokens")),
