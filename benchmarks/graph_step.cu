@@ -57,21 +57,22 @@ float milliseconds(cudaEvent_t begin, cudaEvent_t end) {
   return ms;
 }
 
+jax_sa::State empty_state(int num_slots, int max_seq_len) {
+  using namespace jax_sa;
+  const int num_entries = 5 * max_seq_len / 2 + 2;
+  State state;
+#define ALLOCATE(type, name, size) state.name = device_zeros<type>(int64_t{num_slots} * (size));
+  JAX_SA_LEAVES(ALLOCATE)
+#undef ALLOCATE
+  state.num_slots = num_slots;
+  state.max_seq_len = max_seq_len;
+  state.num_entries = num_entries;
+  return state;
+}
+
 void measure(const std::vector<int32_t>& tokens, int slots, int context, int accepted) {
   using namespace jax_sa;
-  const int entries = 5 * context / 2 + 2;
-  State state{device_zeros<int32_t>(slots),
-              device_zeros<int32_t>(slots),
-              device_zeros<int32_t>(slots),
-              device_zeros<Suffix>(int64_t{slots} * kWindow),
-              device_zeros<int32_t>(int64_t{slots} * context),
-              device_zeros<Node>(int64_t{slots} * context * 2),
-              device_zeros<Clone>(int64_t{slots} * context),
-              device_zeros<int32_t>(int64_t{slots} * context * 2),
-              device_zeros<Edge>(int64_t{slots} * entries),
-              slots,
-              context,
-              entries};
+  const State state = empty_state(slots, context);
   const int steps = (kGraphs + 1) * kGraphSteps + kSingleSteps;
   const int prefill = context - steps * accepted;
   cudaStream_t stream;
@@ -94,9 +95,10 @@ void measure(const std::vector<int32_t>& tokens, int slots, int context, int acc
                       device_zeros<int32_t>(slots), device_zeros<int32_t>(slots), kDraft};
   const auto step = [&](int i) {
     const Text text{texts + int64_t{i} * slots * accepted, lengths, accepted};
-    CHECK(
-        launch(ExtendLookup{state, {nullptr, slots}, text, {1, 1 << 30, true, true, 1e30}, drafts},
-               stream));
+    CHECK(launch(
+        ExtendLookup{
+            state, {nullptr, slots}, text, {nullptr, 1, 1 << 30, true, true, 1e30}, drafts},
+        stream));
   };
 
   int done = 0;

@@ -1,5 +1,5 @@
-// extend, lookup, extend_lookup: one warp a row, one row a block, so that rows spread over all
-// multiprocessors and none waits for another's longer walk.
+// The ops on rows: one warp a row, one row a block, so that rows spread over all multiprocessors
+// and none waits for another's longer walk.
 #include "cuda_warp.h"
 #include "kernels.h"
 
@@ -24,5 +24,7 @@ cudaError_t launch_rows(const Op& op, cudaStream_t stream) {
 cudaError_t launch(const Extend& op, cudaStream_t stream) { return launch_rows(op, stream); }
 cudaError_t launch(const Lookup& op, cudaStream_t stream) { return launch_rows(op, stream); }
 cudaError_t launch(const ExtendLookup& op, cudaStream_t stream) { return launch_rows(op, stream); }
+cudaError_t launch(const ReadTokens& op, cudaStream_t stream) { return launch_rows(op, stream); }
+cudaError_t launch(const Validate& op, cudaStream_t stream) { return launch_rows(op, stream); }
 
 }  // namespace jax_sa

@@ -25,7 +25,11 @@ template <class Warp>
 class Automaton {
  public:
   JAX_SA_FN Automaton(Warp warp, Slot slot)
-      : warp_(warp), slot_(slot), length_(*slot.length), num_clones_(*slot.num_clones) {
+      : warp_(warp),
+        slot_(slot),
+        hash_(*slot.seed),
+        length_(*slot.length),
+        num_clones_(*slot.num_clones) {
     warp_.each(kWindow, [&](int32_t lane) { suffix_[lane] = slot_.suffixes[lane]; });
     const uint32_t roots =
         warp_.ballot(kWindow, [&](int32_t lane) { return suffix_[lane].node == kRoot; });
@@ -114,7 +118,7 @@ class Automaton {
   JAX_SA_FN int32_t probe(int32_t token) {
     for (;;) {
       warp_.each(count_, [&](int32_t lane) {
-        place_[lane] = slot_.find(suffix_[lane].node, token, length_);
+        place_[lane] = slot_.find(hash_, suffix_[lane].node, token, length_);
       });
       const uint32_t found =
           warp_.ballot(count_, [&](int32_t lane) { return place_[lane].target != kNone; });
@@ -174,7 +178,7 @@ class Automaton {
       int32_t node = shortest;
       while (node != kRoot) {
         node = link(node);
-        const Place place = slot_.find(node, token, length_);
+        const Place place = slot_.find(hash_, node, token, length_);
         if (place.target != original) return;
         slot_.edges[place.entry].target = clone << 1;
       }
@@ -231,7 +235,7 @@ class Automaton {
   JAX_SA_FN void add_to_one(int32_t count, PerLane<Edge>& edge) {
     PerLane<Place> place;
     warp_.each(count, [&](int32_t lane) {
-      place[lane] = slot_.find(edge[lane].source - 1, edge[lane].token, length_);
+      place[lane] = slot_.find(hash_, edge[lane].source - 1, edge[lane].token, length_);
     });
     if (!entries_differ(count, place)) return add_in_turn(count, edge);
     PerLane<int32_t> below;
@@ -247,7 +251,7 @@ class Automaton {
   JAX_SA_FN void add_in_turn(int32_t count, PerLane<Edge>& edge) {
     for (int32_t turn = 0; turn < count; ++turn) {
       warp_.only(turn, [&](int32_t lane) {
-        slot_.add(edge[lane], slot_.find(edge[lane].source - 1, edge[lane].token, length_));
+        slot_.add(edge[lane], slot_.find(hash_, edge[lane].source - 1, edge[lane].token, length_));
       });
     }
   }
@@ -258,6 +262,7 @@ class Automaton {
 
   Warp warp_;
   Slot slot_;
+  Hash hash_;
   int32_t length_;
   int32_t num_clones_;
   PerLane<Suffix> suffix_;  // the window: lanes 0..count_-1, lengths falling

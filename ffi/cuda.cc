@@ -1,10 +1,11 @@
 // The CUDA handlers and the module `jax_sa._cuda`. It links the CUDA runtime statically and
 // imports on machines without a GPU.
+#include "automaton_handlers.h"
 #include "fused_copy_handlers.h"
-#include "handlers.h"
 #include "kernels.h"
 #include "module.h"
 #include "seqlens_handlers.h"
+#include "whole_slots_handlers.h"
 
 namespace jax_sa {
 namespace {
@@ -22,18 +23,25 @@ struct CudaRunner {
   }
 };
 
-using Cuda = Handlers<CudaRunner>;
+using CudaAutomaton = AutomatonHandlers<CudaRunner>;
+using CudaWholeSlots = WholeSlotsHandlers<CudaRunner>;
 using CudaSeqlens = SeqlensHandlers<CudaRunner>;
 using CudaFusedCopy = FusedCopyHandlers<CudaRunner>;
 
 // A handler only launches kernels on the stream it is given, so a CUDA graph can hold it.
 constexpr auto kTraits = {ffi::Traits::kCmdBufferCompatible};
 
-XLA_FFI_DEFINE_HANDLER(kExtend, Cuda::extend, Cuda::bind_extend(), kTraits);
-XLA_FFI_DEFINE_HANDLER(kLookup, Cuda::lookup, Cuda::bind_lookup(), kTraits);
-XLA_FFI_DEFINE_HANDLER(kExtendLookup, Cuda::extend_lookup, Cuda::bind_extend_lookup(), kTraits);
-XLA_FFI_DEFINE_HANDLER(kReset, Cuda::reset, Cuda::bind_reset(), kTraits);
-XLA_FFI_DEFINE_HANDLER(kCopySlots, Cuda::copy_slots, Cuda::bind_copy_slots(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kExtend, CudaAutomaton::extend, CudaAutomaton::bind_extend(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kLookup, CudaAutomaton::lookup, CudaAutomaton::bind_lookup(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kExtendLookup, CudaAutomaton::extend_lookup,
+                       CudaAutomaton::bind_extend_lookup(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kReadTokens, CudaAutomaton::read_tokens, CudaAutomaton::bind_read_tokens(),
+                       kTraits);
+XLA_FFI_DEFINE_HANDLER(kValidate, CudaAutomaton::validate, CudaAutomaton::bind_validate(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kReset, CudaWholeSlots::reset, CudaWholeSlots::bind_reset(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kInsert, CudaWholeSlots::insert, CudaWholeSlots::bind_insert(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kCopySlots, CudaWholeSlots::copy_slots, CudaWholeSlots::bind_copy_slots(),
+                       kTraits);
 XLA_FFI_DEFINE_HANDLER(kExpandSeqlens, CudaSeqlens::expand, CudaSeqlens::bind_expand(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kFusedCopy, CudaFusedCopy::copy, CudaFusedCopy::bind_copy(), kTraits);
 
@@ -41,7 +49,10 @@ PYBIND11_MODULE(_cuda, module) {
   define_module(module, {{"extend", kExtend},
                          {"lookup", kLookup},
                          {"extend_lookup", kExtendLookup},
+                         {"read_tokens", kReadTokens},
+                         {"validate", kValidate},
                          {"reset", kReset},
+                         {"insert", kInsert},
                          {"copy_slots", kCopySlots},
                          {"expand_seqlens", kExpandSeqlens},
                          {"fused_copy", kFusedCopy}});

@@ -54,6 +54,12 @@ struct CudaWarp {
     return __any_sync(kAllLanes, found);
   }
 
+  JAX_SA_FN int32_t exchange(int32_t& place, int32_t value) const {
+    return atomicExch(&place, value);
+  }
+
+  JAX_SA_FN void sync() const { __syncwarp(); }
+
   template <class Value>
   JAX_SA_FN void from_below(int32_t, PerLane<int32_t>& below, Value value) const {
     below.value = __shfl_up_sync(kAllLanes, static_cast<int32_t>(value(own_lane)), 1);

@@ -1,4 +1,4 @@
-// fused_copy from XLA's buffers; `handlers.h` says how a platform uses it.
+// fused_copy from XLA's buffers; `automaton_handlers.h` says how a platform uses it.
 #pragma once
 
 #include <algorithm>

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "fused_copy.h"
+#include "xla/ffi/api/ffi.h"
 
 namespace jax_sa {
 
@@ -17,7 +18,7 @@ inline void fill_row(const Tensor& tensor, char* row, int64_t begin, int64_t end
   }
 }
 
-inline void run(const FusedCopy& op) {
+inline void run(const FusedCopy& op, xla::ffi::ThreadPool) {
   for (int32_t i = 0; i < op.count; ++i) {
     const Tensor& tensor = op.tensors[i];
     const Part part = copied_part(tensor);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "slot.h"
 
@@ -56,6 +57,12 @@ struct HostWarp {
     }
     return false;
   }
+
+  // Puts a value where lanes of the same `any` may put one too; returns what was there.
+  int32_t exchange(int32_t& place, int32_t value) const { return std::exchange(place, value); }
+
+  // Makes what lanes wrote with `exchange` visible to all.
+  void sync() const {}
 
   // Gives every lane but the first the value of the lane below it.
   template <class Value>

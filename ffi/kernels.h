@@ -7,14 +7,18 @@
 #include "fused_copy.h"
 #include "rows.h"
 #include "seqlens.h"
-#include "slots.h"
+#include "validate.h"
+#include "whole_slots.h"
 
 namespace jax_sa {
 
 cudaError_t launch(const Extend& op, cudaStream_t stream);
 cudaError_t launch(const Lookup& op, cudaStream_t stream);
 cudaError_t launch(const ExtendLookup& op, cudaStream_t stream);
+cudaError_t launch(const ReadTokens& op, cudaStream_t stream);
+cudaError_t launch(const Validate& op, cudaStream_t stream);
 cudaError_t launch(const Reset& op, cudaStream_t stream);
+cudaError_t launch(const Insert& op, cudaStream_t stream);
 cudaError_t launch(const CopySlots& op, cudaStream_t stream);
 cudaError_t launch(const ExpandSeqlens& op, cudaStream_t stream);
 cudaError_t launch(const FusedCopy& op, cudaStream_t stream);

@@ -5,45 +5,11 @@
 #include <cstdint>
 
 #include "automaton.h"
-#include "slot.h"
+#include "state.h"
 
 namespace jax_sa {
 
-// Bits of a slot's status; `jax_sa.Status` documents them.
-constexpr int32_t kFull = 1;
-constexpr int32_t kConflict = 2;
-
 constexpr int32_t kDraftFill = 0;
-
-// The arrays of all slots.
-struct State {
-  int32_t* length;
-  int32_t* status;
-  int32_t* num_clones;
-  Suffix* suffixes;
-  int32_t* tokens;
-  Node* nodes;
-  Clone* clones;
-  int32_t* heads;
-  Edge* edges;
-  int32_t num_slots;
-  int32_t max_seq_len;
-  int32_t num_entries;
-
-  JAX_SA_FN Slot slot(int64_t i) const {
-    return {length + i,
-            status + i,
-            num_clones + i,
-            suffixes + i * kWindow,
-            tokens + i * max_seq_len,
-            nodes + i * max_seq_len * 2,
-            clones + i * max_seq_len,
-            heads + i * max_seq_len * 2,
-            edges + i * num_entries,
-            max_seq_len,
-            num_entries};
-  }
-};
 
 struct Rows {
   const int32_t* slots;  // [count], or null where row i is slot i
@@ -57,6 +23,7 @@ struct Text {
 };
 
 struct LookupOptions {
+  const int32_t* limits;  // [rows] drafted tokens at most, or null without a limit
   int32_t min_match;
   int32_t max_match;
   bool recent;
@@ -92,13 +59,21 @@ JAX_SA_FN Claim claim(const Warp& warp, const Rows& rows, int32_t row, int32_t n
   return {slot, warp.any(row + 1, rows.count, names_it)};
 }
 
+// Drafted tokens of a row at most.
+JAX_SA_FN int32_t row_limit(const LookupOptions& options, const Drafts& drafts, int32_t row) {
+  const int32_t limit = options.limits == nullptr ? drafts.max_draft : options.limits[row];
+  if (limit > drafts.max_draft) return drafts.max_draft;
+  return limit > 0 ? limit : 0;
+}
+
 template <class Warp>
 JAX_SA_FN void write_draft(const Warp& warp, const Slot& slot, int32_t text_length, Match match,
-                           const LookupOptions& options, const Drafts& drafts, int32_t row) {
+                           const LookupOptions& options, int32_t limit, const Drafts& drafts,
+                           int32_t row) {
   const int32_t period = text_length - match.end;
   int32_t length = 0;
   if (match.length > 0) {
-    length = options.periodic || period > drafts.max_draft ? drafts.max_draft : period;
+    length = options.periodic || period > limit ? limit : period;
     const double wanted = std::ceil(options.draft_factor * match.length);
     if (wanted < length) length = static_cast<int32_t>(wanted);
   }
@@ -117,18 +92,19 @@ JAX_SA_FN void write_draft(const Warp& warp, const Slot& slot, int32_t text_leng
 
 template <class Warp>
 JAX_SA_FN void write_no_draft(const Warp& warp, const Drafts& drafts, int32_t row) {
-  write_draft(warp, Slot{}, 0, Match{0, 0}, LookupOptions{}, drafts, row);
+  write_draft(warp, Slot{}, 0, Match{0, 0}, LookupOptions{}, 0, drafts, row);
 }
 
 template <class Warp>
 JAX_SA_FN void draft_from(const Warp& warp, const Automaton<Warp>& automaton, const Slot& slot,
-                          int32_t status, const LookupOptions& options, const Drafts& drafts,
-                          int32_t row) {
+                          int32_t status, const LookupOptions& options, int32_t limit,
+                          const Drafts& drafts, int32_t row) {
   Match match{0, 0};
-  if ((status & kFull) == 0) {  // a text that lost tokens predicts the wrong ones
+  // A text that lost tokens predicts the wrong ones.
+  if ((status & (kFull | kOutOfRange)) == 0) {
     match = automaton.match(options.min_match, options.max_match, options.recent);
   }
-  write_draft(warp, slot, automaton.length(), match, options, drafts, row);
+  write_draft(warp, slot, automaton.length(), match, options, limit, drafts, row);
 }
 
 // One row's tokens. The next one is always loaded already, so that no append waits for its token.
@@ -147,18 +123,21 @@ struct RowText {
   JAX_SA_FN bool fits() const { return length >= 0 && length <= width; }
 };
 
-// Appends a row's tokens as far as they find room; returns the slot's status.
+// Appends a row's tokens as far as they find room, none if their number is out of range; returns
+// the slot's status.
 template <class Warp>
 JAX_SA_FN int32_t append_text(const Warp& warp, Automaton<Warp>& automaton, const Slot& slot,
                               RowText text, int32_t status, bool conflict) {
+  const int32_t count = text.fits() ? text.length : 0;
   const int32_t room = slot.max_seq_len - automaton.length();
-  for (int32_t i = 0; i < text.length && i < room; ++i) {
+  for (int32_t i = 0; i < count && i < room; ++i) {
     const int32_t token = text.next;
-    if (i + 1 < text.length) text.next = text.tokens[i + 1];
+    if (i + 1 < count) text.next = text.tokens[i + 1];
     automaton.append(token);
   }
-  if (text.length > 0) automaton.store();
-  const int32_t bits = (text.length > room ? kFull : 0) | (conflict ? kConflict : 0);
+  if (count > 0) automaton.store();
+  const int32_t bits =
+      (count > room ? kFull : 0) | (conflict ? kConflict : 0) | (text.fits() ? 0 : kOutOfRange);
   if (bits != 0) warp.only(0, [&](int32_t) { *slot.status = status | bits; });
   return status | bits;
 }
@@ -181,7 +160,7 @@ struct Extend {
     const Slot slot = state.slot(claimed.slot);
     const int32_t status = *slot.status;
     Automaton<Warp> automaton(warp, slot);
-    if (tokens.fits()) append_text(warp, automaton, slot, tokens, status, claimed.conflict);
+    append_text(warp, automaton, slot, tokens, status, claimed.conflict);
   }
 };
 
@@ -199,8 +178,9 @@ struct Lookup {
     if (named < 0) return write_no_draft(warp, drafts, row);
     const Slot slot = state.slot(named);
     const int32_t status = *slot.status;
+    const int32_t limit = row_limit(options, drafts, row);
     const Automaton<Warp> automaton(warp, slot);
-    draft_from(warp, automaton, slot, status, options, drafts, row);
+    draft_from(warp, automaton, slot, status, options, limit, drafts, row);
   }
 };
 
@@ -220,10 +200,36 @@ struct ExtendLookup {
     const RowText tokens(text, row);
     const Slot slot = state.slot(claimed.slot);
     int32_t status = *slot.status;
+    const int32_t limit = row_limit(options, drafts, row);
     Automaton<Warp> automaton(warp, slot);
-    if (!tokens.fits()) return write_no_draft(warp, drafts, row);
     status = append_text(warp, automaton, slot, tokens, status, claimed.conflict);
-    draft_from(warp, automaton, slot, status, options, drafts, row);
+    draft_from(warp, automaton, slot, status, options, limit, drafts, row);
+  }
+};
+
+// Places before or after the text hold the fill.
+struct ReadTokens {
+  State state;
+  Rows rows;
+  const int32_t* starts;  // [rows]
+  int32_t* tokens;        // [rows, width]
+  int32_t width;
+
+  int64_t num_tokens() const { return int64_t{rows.count} * width / kWindow; }
+
+  template <class Warp>
+  JAX_SA_FN void operator()(const Warp& warp, int32_t row) const {
+    const int32_t named = named_slot(rows, row, state.num_slots);
+    const Slot slot = state.slot(named < 0 ? 0 : named);
+    const int64_t length = named < 0 ? 0 : *slot.length;
+    const int64_t start = starts[row];
+    int32_t* const out = tokens + static_cast<int64_t>(row) * width;
+    warp.each(kWindow, [&](int32_t lane) {
+      for (int64_t i = lane; i < width; i += kWindow) {
+        const int64_t place = start + i;
+        out[i] = place >= 0 && place < length ? slot.tokens[place] : kDraftFill;
+      }
+    });
   }
 };
 

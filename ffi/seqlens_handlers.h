@@ -1,4 +1,4 @@
-// expand_seqlens from XLA's buffers; `handlers.h` says how a platform uses it.
+// expand_seqlens from XLA's buffers; `automaton_handlers.h` says how a platform uses it.
 #pragma once
 
 #include <cstdint>

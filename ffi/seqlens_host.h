@@ -5,10 +5,11 @@
 #include <cstdint>
 
 #include "seqlens.h"
+#include "xla/ffi/api/ffi.h"
 
 namespace jax_sa {
 
-inline void run(const ExpandSeqlens& op) {
+inline void run(const ExpandSeqlens& op, xla::ffi::ThreadPool) {
   uint32_t begin = 0;
   for (uint32_t row = 0; row < op.num_rows; ++row) {
     const uint32_t queries = count_queries(op.q_lens[row]);

@@ -63,26 +63,51 @@ struct Place {
   int32_t head;   // entry + 1 of the node's first explicit edge
 };
 
-JAX_SA_FN uint32_t mix(uint32_t node, uint32_t token) {
-  uint32_t x = node * 0x9E3779B1u ^ token * 0x85EBCA77u;
+JAX_SA_FN uint32_t mix(uint32_t x) {
   x ^= x >> 15;
   x *= 0xC2B2AE3Du;
   x ^= x >> 13;
   x *= 0x27D4EB2Fu;
-  return x;  // the high bits are the ones used
+  return x;  // the high bits are the best
 }
+
+// The hash of a slot's edges. Its odd factors come from the seed: whoever does not know it cannot
+// choose nodes and tokens whose products collide.
+struct Hash {
+  uint32_t node_factor;
+  uint32_t token_factor;
+
+  JAX_SA_FN explicit Hash(int32_t seed) {
+    const uint32_t mixed = mix(static_cast<uint32_t>(seed));
+    node_factor = 0x9E3779B1u ^ mixed << 1;
+    token_factor = 0x85EBCA77u ^ mix(mixed) << 1;
+  }
+
+  JAX_SA_FN uint32_t operator()(int32_t node, int32_t token) const {
+    return mix(static_cast<uint32_t>(node) * node_factor ^
+               static_cast<uint32_t>(token) * token_factor);
+  }
+};
+
+// The arrays of a slot in the order of `jax_sa.State`'s fields: their elements' type, their name,
+// and how many elements a slot has.
+#define JAX_SA_LEAVES(LEAF)             \
+  LEAF(int32_t, length, 1)              \
+  LEAF(int32_t, status, 1)              \
+  LEAF(int32_t, num_clones, 1)          \
+  LEAF(int32_t, seed, 1)                \
+  LEAF(Suffix, suffixes, kWindow)       \
+  LEAF(int32_t, tokens, max_seq_len)    \
+  LEAF(Node, nodes, 2 * max_seq_len)    \
+  LEAF(Clone, clones, max_seq_len)      \
+  LEAF(int32_t, heads, 2 * max_seq_len) \
+  LEAF(Edge, edges, num_entries)
 
 // A reference to one slot: passed by value, owns nothing.
 struct Slot {
-  int32_t* length;
-  int32_t* status;
-  int32_t* num_clones;
-  Suffix* suffixes;  // [kWindow]
-  int32_t* tokens;   // [max_seq_len]
-  Node* nodes;       // [2 * max_seq_len]
-  Clone* clones;     // [max_seq_len]
-  int32_t* heads;    // [2 * max_seq_len]
-  Edge* edges;       // [num_entries]
+#define JAX_SA_POINTER(type, name, size) type* name;
+  JAX_SA_LEAVES(JAX_SA_POINTER)
+#undef JAX_SA_POINTER
   int32_t max_seq_len;
   int32_t num_entries;
 
@@ -102,9 +127,9 @@ struct Slot {
   }
 
   // The entry where the search for an edge starts: the hash scaled to the table without a division.
-  JAX_SA_FN int32_t home(int32_t node, int32_t token) const {
-    const uint64_t hash = mix(static_cast<uint32_t>(node), static_cast<uint32_t>(token));
-    return static_cast<int32_t>(hash * static_cast<uint32_t>(num_entries) >> 32);
+  JAX_SA_FN int32_t home(Hash hash, int32_t node, int32_t token) const {
+    const uint64_t scaled = uint64_t{hash(node, token)} * static_cast<uint32_t>(num_entries);
+    return static_cast<int32_t>(scaled >> 32);
   }
 
   JAX_SA_FN int32_t entry_after(int32_t entry, int32_t steps) const {
@@ -112,9 +137,9 @@ struct Slot {
   }
 
   // `length` is the text's: prefix nodes below it have an implied edge.
-  JAX_SA_FN Place find(int32_t node, int32_t token, int32_t length) const {
+  JAX_SA_FN Place find(Hash hash, int32_t node, int32_t token, int32_t length) const {
     // These loads do not depend on each other: on a GPU they cost one trip to memory.
-    int32_t entry = home(node, token);
+    int32_t entry = home(hash, node, token);
     Edge ahead[kAhead];
     load_ahead(entry, ahead);
     const int32_t head = heads[node];

@@ -3,12 +3,18 @@
 import argparse
 import sys
 
-from jax_sa import replay
-from jax_sa.cli import info, plan
+import jax
+
+from jax_sa.cli import info, plan, replay
+from jax_sa.cli.output import printable
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; its exit status. Bad input is one line and status 2."""
+    """Runs one command and returns its exit status.
+
+    Bad input, a device without memory and an output that is closed are one line on stderr each,
+    and status 2.
+    """
     parser = argparse.ArgumentParser(prog="python -m jax_sa", description=__doc__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (info, replay, plan):
@@ -17,8 +23,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run(args)
     except (ValueError, TypeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        reason = str(error)
+    except RecursionError:
+        reason = "the input is nested too deeply"
+    except MemoryError as error:
+        reason = f"not enough memory: {error}"
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition("\n")[0]
+    print(f"error: {printable(reason)}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

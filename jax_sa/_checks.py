@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-INT32_MAX = 2**31 - 1
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 
 def check_int(name: str, value: Any, low: int, high: int = INT32_MAX) -> int:
@@ -29,7 +29,10 @@ def check_positive_float(name: str, value: Any) -> float:
     expected = f"{name}: expected a finite number above 0, got {value!r}"
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(expected)
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond every float
+        number = float("inf")
     if not (0.0 < number < float("inf")):
         raise ValueError(expected)
     return number

@@ -1,4 +1,4 @@
-"""How the automaton drafts, as an object: what a decoder and a manager are configured with."""
+"""The options of drafting as an object, which the options of a decoder and a manager inherit."""
 
 import dataclasses
 from typing import Any
@@ -6,16 +6,25 @@ from typing import Any
 from jax_sa.automaton import check_lookup
 
 
+def normalise(options: Any, **values: Any) -> None:
+    """Sets fields of a frozen dataclass, in its `__post_init__`, to their checked values.
+
+    So that NumPy's numbers become Python's, and options that mean the same are equal.
+    """
+    for name, value in values.items():
+        object.__setattr__(options, name, value)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DraftOptions:
-    """The options of `jax_sa.lookup`, as the fields of what inherits them.
+    """The options of `jax_sa.lookup`, as fields to inherit.
 
     Raises:
       ValueError, TypeError: naming the option.
     """
 
     max_draft: int = 16
-    """K, the tokens to draft at most."""
+    """K, the maximum tokens of a draft."""
     min_match: int = 1
     """Shorter matches draft nothing."""
     max_match: int | None = None
@@ -29,6 +38,14 @@ class DraftOptions:
 
     def __post_init__(self):
         check_lookup(**self.lookup_options())
+        normalise(
+            self,
+            max_draft=int(self.max_draft),
+            min_match=int(self.min_match),
+            max_match=None if self.max_match is None else int(self.max_match),
+            draft_factor=None if self.draft_factor is None else float(self.draft_factor),
+            periodic=bool(self.periodic),
+        )
 
     def lookup_options(self) -> dict[str, Any]:
         """The keyword arguments of `jax_sa.lookup`."""

@@ -6,9 +6,15 @@ import importlib
 import pathlib
 import re
 from types import ModuleType
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jaxlib
+from jax.sharding import NamedSharding, PartitionSpec
+
+_OLDEST_FFI_VERSION = (0, 3)
+"""Of the oldest jaxlib supported, which `pyproject.toml` pins to build with."""
 
 _MODULES = {"cpu": "jax_sa._cpu", "CUDA": "jax_sa._cuda"}
 
@@ -25,6 +31,21 @@ class Platform:
 def target_name(op: str) -> str:
     """The name under which an op's handlers are registered on every platform."""
     return f"jax_sa_{op}"
+
+
+def result_type(
+    like: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.int32
+) -> jax.ShapeDtypeStruct:
+    """A result that, under shard_map, varies over the mesh axes that the argument `like` does."""
+    argument = jax.typeof(like)
+    if argument.sharding.mesh.empty:
+        return jax.ShapeDtypeStruct(shape, dtype)
+    return jax.ShapeDtypeStruct(
+        shape,
+        dtype,
+        sharding=NamedSharding(argument.sharding.mesh, PartitionSpec()),
+        manual_axis_type=argument.manual_axis_type,
+    )
 
 
 @functools.cache
@@ -58,9 +79,14 @@ def _version_problem(module: ModuleType) -> str | None:
     built, runtime = module.ffi_version, _runtime_ffi_version()
     if built <= runtime:
         return None
+    # An ordinary install builds for the oldest FFI supported. Where even that is too new, another
+    # install changes nothing.
+    what_helps = (
+        "upgrade jaxlib" if runtime < _OLDEST_FFI_VERSION else "reinstall jax_sa, or upgrade jaxlib"
+    )
     return (
         f"built for XLA FFI {built[0]}.{built[1]}, but jaxlib {jaxlib.__version__} has "
-        f"{runtime[0]}.{runtime[1]}: reinstall jax_sa beside this jaxlib"
+        f"{runtime[0]}.{runtime[1]}: {what_helps}"
     )
 
 

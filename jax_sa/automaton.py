@@ -4,15 +4,19 @@ Letters: S slots, N `max_seq_len`, B rows of a call, T tokens of a row, K draft 
 
 All ops work in jit, scan, fori_loop, while_loop and shard_map over the slot axis. The state is
 updated in place where it is donated or carried by a loop; where it is neither, XLA copies it once.
-A row whose slot is out of range, or whose length is, changes nothing and drafts nothing.
+A row whose length is out of range appends nothing, and `Status.OUT_OF_RANGE` of its slot says so.
+A row whose slot is out of range changes nothing and drafts nothing, and as it has no slot whose
+status could say so, nothing does: a slot id must be -1 or in 0..S-1.
 """
 
 import dataclasses
 import math
+import secrets
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_sa._checks import (
     INT32_MAX,
@@ -22,21 +26,29 @@ from jax_sa._checks import (
     check_int,
     check_positive_float,
 )
-from jax_sa._result_types import result_type
-from jax_sa._targets import target_name
+from jax_sa._targets import result_type, target_name
+from jax_sa._vmap import refuse_vmap
 from jax_sa.state import State, check_state
 
 DRAFT_FILL = 0
-"""What the positions of a draft beyond its length hold: a token that every model can embed."""
+"""The token at the places of a draft beyond its length: one that every model can embed."""
+
+_SCRATCH_SEED = secrets.randbits(32) - 2**31
+"""The seed of the automata that `validate` builds: no text can have been chosen for it."""
 
 MAX_DRAFT = 2**16
-"""What `max_draft` may be at most."""
+"""The largest `max_draft`."""
+
+INSTEAD_OF_VMAP = (
+    "give it one state whose slot axis holds all texts, and a row for each, or name rows' slots by "
+    "slot ids where the op takes them"
+)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """What followed an earlier occurrence of the longest repeated suffix, for B rows."""
+    """The tokens after an earlier occurrence of the longest repeated suffix, for B rows."""
 
     tokens: jax.Array
     """int32[B, K] the drafted tokens; `DRAFT_FILL` beyond `length`."""
@@ -57,9 +69,11 @@ def extend(
     Args:
       state: of S slots.
       tokens: int32[B, T]; every int32 is a legal token. T may be 1 or a whole prompt.
-      lengths: int32[B] in 0..T; 0 leaves the slot alone.
+      lengths: int32[B] in 0..T; 0 leaves the slot alone. Another length appends nothing, and
+        `Status.OUT_OF_RANGE` says so.
       slots: int32[B], any subset of the slots in any order; -1 skips the row. None: row b is slot
-        b, and B is S. If rows name one slot twice, the first has it, and `Status.CONFLICT` says so.
+        b, and B is S. If rows name one slot twice, the first has it, whether its length is in range
+        or not, and `Status.CONFLICT` says so.
 
     Returns:
       The state. Tokens that find no room are not appended; `Status.FULL` says so.
@@ -78,6 +92,7 @@ def lookup(
     *,
     max_draft: int,
     slots: jax.Array | None = None,
+    limits: jax.Array | None = None,
     min_match: int = 1,
     max_match: int | None = None,
     occurrence: str = "recent",
@@ -90,6 +105,8 @@ def lookup(
       state: of S slots; it is only read, so rows may share a slot.
       max_draft: K, the tokens to draft at most.
       slots: int32[B], as in `extend`; None: all slots, B is S.
+      limits: int32[B] tokens to draft at most for each row, clipped to 0..K, from the device, so
+        that one compiled program serves every policy. The match is the same. None: no limit.
       min_match: shorter matches draft nothing.
       max_match: longer matches count as this long, and may so be found at an end closer by; with
         `min_match == max_match` this is a lookup of fixed length. None: no limit.
@@ -104,10 +121,13 @@ def lookup(
       ValueError, TypeError: at trace time, naming the argument.
     """
     check_state(state)
-    attributes = check_lookup(max_draft, min_match, max_match, occurrence, draft_factor, periodic)
+    max_draft, attributes = check_lookup(
+        max_draft, min_match, max_match, occurrence, draft_factor, periodic
+    )
     rows, slots = _check_slots(state, slots)
+    limits = _check_limits(rows, limits)
     drafted = _draft_types(state, rows, max_draft)
-    results, _ = _call("lookup", (slots,), state, drafted, attributes)
+    results, _ = _call("lookup", (slots, limits), state, drafted, attributes)
     return Draft(*results)
 
 
@@ -118,6 +138,7 @@ def extend_lookup(
     *,
     max_draft: int,
     slots: jax.Array | None = None,
+    limits: jax.Array | None = None,
     min_match: int = 1,
     max_match: int | None = None,
     occurrence: str = "recent",
@@ -130,17 +151,20 @@ def extend_lookup(
     the first drafts.
     """
     check_state(state)
-    attributes = check_lookup(max_draft, min_match, max_match, occurrence, draft_factor, periodic)
+    max_draft, attributes = check_lookup(
+        max_draft, min_match, max_match, occurrence, draft_factor, periodic
+    )
     tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
+    limits = _check_limits(tokens.shape[0], limits)
     drafted = _draft_types(state, tokens.shape[0], max_draft)
     results, state = _call(
-        "extend_lookup", (tokens, lengths, slots), state, drafted, attributes, updates=True
+        "extend_lookup", (tokens, lengths, slots, limits), state, drafted, attributes, updates=True
     )
     return state, Draft(*results)
 
 
 def reset(state: State, slots: jax.Array) -> State:
-    """Empties slots, their status included; every array of an empty slot is zeros.
+    """Empties slots, their status included: every array of an empty slot is zeros but its seed.
 
     Args:
       state: of S slots.
@@ -156,13 +180,14 @@ def reset(state: State, slots: jax.Array) -> State:
 
 
 def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
-    """Makes slot `dst[b]` a copy of slot `src[b]`, as when a request is forked.
+    """Makes slot `dst[b]` a copy of slot `src[b]`, seed included, as when a request is forked.
 
     Args:
       state: of S slots.
       src: int32[B]; -1 skips the row.
       dst: int32[B]; -1 skips the row. If rows name one slot twice, the first has it. A row whose
         source another row overwrites copies nothing. `Status.CONFLICT` of the destination says so.
+        A row whose source is out of range copies nothing; `Status.OUT_OF_RANGE` says so.
 
     Raises:
       ValueError, TypeError: at trace time, for a wrong shape or dtype.
@@ -172,6 +197,91 @@ def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
     check_array("dst", dst, jnp.int32, (rows,))
     _, state = _call("copy_slots", (src, dst), state, updates=True)
     return state
+
+
+def insert(state: State, built: State, slot: jax.Array | int) -> State:
+    """Makes one slot a copy of the only slot of another state, seed and status included.
+
+    Args:
+      state: of S slots.
+      built: of one slot with the same `max_seq_len`, as `build_on_host` returns it. It is only
+        read. In jit, it must be on the devices of `state`.
+      slot: int32[] or an int in 0..S-1. An array out of that range, known on the device only,
+        changes nothing.
+
+    Raises:
+      ValueError, TypeError: at trace time, for a wrong shape or dtype, or an int out of range.
+    """
+    check_state(state)
+    check_state(built)
+    if (built.num_slots, built.max_seq_len) != (1, state.max_seq_len):
+        raise ValueError(
+            f"built: expected one slot of max_seq_len {state.max_seq_len}, "
+            f"got {built.num_slots} of {built.max_seq_len}"
+        )
+    if isinstance(slot, jax.Array | np.ndarray):
+        check_array("slot", slot, jnp.int32, ())
+    else:
+        slot = np.int32(check_int("slot", slot, 0, state.num_slots - 1))
+    _, state = _call("insert", (jnp.asarray(slot), *jax.tree.leaves(built)), state, updates=True)
+    return state
+
+
+def read_tokens(
+    state: State, starts: jax.Array, *, length: int, slots: jax.Array | None = None
+) -> jax.Array:
+    """A part of each text, without a copy of the state.
+
+    Args:
+      state: of S slots; it is only read, so rows may share a slot.
+      starts: int32[B] the first token's index in the text.
+      length: tokens to read of each row.
+      slots: int32[B], as in `extend`; None: all slots, B is S.
+
+    Returns:
+      int32[B, length] tokens `starts[b] + i` of the texts; `DRAFT_FILL` before a text's beginning
+      and beyond its end, and in rows without a slot.
+
+    Raises:
+      ValueError, TypeError: at trace time, naming the argument.
+    """
+    check_state(state)
+    length = check_int("length", length, 1)
+    rows, slots = _check_slots(state, slots)
+    check_array("starts", starts, jnp.int32, (rows,))
+    types = [result_type(state.length, (rows, length))]
+    (tokens,), _ = _call("read_tokens", (starts, slots), state, types)
+    return tokens
+
+
+def validate(state: State) -> jax.Array:
+    """Checks that each slot holds the automaton of its text, exactly.
+
+    The ops trust the state that they are given: contents that no op left there can make them
+    crash, loop forever, or read and write memory that is not theirs. A state from a source that is
+    not trusted must be validated before anything else is done with it. In a slot whose bits are 0,
+    no op does any of this, whatever is appended later; a slot with others may be `reset`.
+
+    Each text is appended to scratch slots once more, and what comes of it is compared with what
+    is there. That takes as long as appending the texts, and as much memory as the state has. It is
+    safe on any contents, and the texts cannot have been chosen to make it slow. It judges neither
+    a slot's `status` nor its `seed`; who chose the seed may have chosen texts that are slow to
+    extend (see `init`).
+
+    Args:
+      state: of S slots; it is only read.
+
+    Returns:
+      int32[S] bits of `Invalid`; 0 for a slot that is valid.
+
+    Raises:
+      ValueError, TypeError: at trace time, if the arrays do not belong together.
+    """
+    check_state(state)
+    scratch = [jax.typeof(leaf) for leaf in jax.tree.leaves(state)]
+    types = [result_type(state.length, (state.num_slots,)), *scratch]
+    (invalid, *_), _ = _call("validate", (), state, types, {"scratch_seed": _SCRATCH_SEED})
+    return invalid
 
 
 def _check_text(
@@ -191,6 +301,14 @@ def _check_slots(state: State, slots: Any) -> tuple[int, jax.Array]:
     return rows, slots
 
 
+def _check_limits(rows: int, limits: Any) -> jax.Array:
+    """`limits` as the targets take them: empty where there are none."""
+    if limits is None:
+        return jnp.zeros((0,), jnp.int32)
+    check_array("limits", limits, jnp.int32, (rows,))
+    return limits
+
+
 def check_lookup(
     max_draft: Any,
     min_match: Any,
@@ -198,14 +316,14 @@ def check_lookup(
     occurrence: Any,
     draft_factor: Any,
     periodic: Any,
-) -> dict[str, Any]:
-    """The options of a lookup, checked, as the attributes of its targets.
+) -> tuple[int, dict[str, Any]]:
+    """The options of a lookup, checked: `max_draft`, and the attributes of its targets.
 
-    They are always of these types, because XLA compares attributes by value only.
+    Attributes are always of these types, because XLA compares them by value only.
     """
-    check_int("max_draft", max_draft, 1, MAX_DRAFT)
+    max_draft = check_int("max_draft", max_draft, 1, MAX_DRAFT)
     min_match = check_int("min_match", min_match, 1)
-    return {
+    return max_draft, {
         "min_match": min_match,
         "max_match": INT32_MAX
         if max_match is None
@@ -241,7 +359,7 @@ def _call(
         input_output_aliases={len(arguments) + i: len(results) + i for i in range(len(leaves))}
         if updates
         else None,
-    )(*arguments, *leaves, **(attributes or {}))
+    )(*refuse_vmap(op, INSTEAD_OF_VMAP, [*arguments, *leaves]), **(attributes or {}))
     if updates:
         state = jax.tree.unflatten(structure, outputs[len(results) :])
     return outputs[: len(results)], state

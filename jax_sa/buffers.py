@@ -1,6 +1,7 @@
-"""Copies into the prefixes of many persistent buffers at once."""
+"""Copies into the beginnings of many persistent buffers at once."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,24 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sa._checks import check_array, check_int
-from jax_sa._result_types import result_type
-from jax_sa._targets import target_name
+from jax_sa._dtypes import has_whole_bytes
+from jax_sa._targets import result_type, target_name
 
 _FILL_BYTES = 16
-"""What the target is given of a fill: any item fits a whole number of times."""
+"""The bytes of a fill that the target gets; an item of any dtype fits a whole number of times."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Copied:
-    """What a copy left behind."""
+    """The result of a copy."""
 
     destinations: Any
     """The updated destinations, in the structure they were given in."""
     clamped: jax.Array
-    """bool[leaves] for each destination, in the order of `jax.tree.leaves`: whether rows or
-    columns from the device were negative or more than both arrays have, so that other than asked
-    for was copied."""
+    """bool[leaves], one for each destination in the order of `jax.tree.leaves`. True where `rows`
+    or `columns` came from the device and were negative or more than both arrays have: then less or
+    more was copied than was asked for."""
 
 
 def fused_copy(
@@ -40,30 +41,33 @@ def fused_copy(
 ) -> Copied:
     """Copies each source into the beginning of its destination, all in one kernel launch.
 
-    `destination[:rows]` or, of a matrix, `destination[:rows, :columns]` is overwritten with the
+    `destination[:rows]`, or `destination[:rows, :columns]` of a matrix, is overwritten with the
     same part of the source. The destinations are updated in place where they are donated or
-    carried by a loop. (Of more than 24 tensors, each 24 take a launch.)
+    carried by a loop. One launch takes 24 tensors; more take a launch for each 24.
 
     `rows`, `columns`, `extra_rows` and `fill` are each one value for all leaves, or a pytree of
     values with a prefix of the destinations' structure.
 
     Args:
-      destinations: a pytree of arrays of one or two axes and any dtype of whole bytes.
+      destinations: a pytree of arrays of one or two axes and any dtype of whole bytes. As in every
+        pytree of JAX, None in it is an empty place, not a leaf.
       sources: arrays in the same structure, of the same dtypes and numbers of axes. One array may
         be the source of several destinations.
-      rows: how many rows (elements, of one axis) are copied: an int; int32[] on the device, so
-        that one compiled program serves all sizes; or None, all that the source has.
-      columns: likewise how many columns. It concerns matrices only.
-      extra_rows: how many rows more a leaf has than `rows` says, as cumulative lengths have one.
+      rows: the number of rows (elements, of one axis) to copy: an int; int32[] on the device, so
+        that one compiled program serves all sizes; or None for all that the source has.
+      columns: likewise the number of columns to copy. It concerns matrices only.
+      extra_rows: an int, the rows that a leaf has beyond `rows`; cumulative lengths have one.
         Without effect where `rows` is None.
-      fill: the number that what lies beyond the copied part is set to. None keeps it.
+      fill: the number that everything beyond the copied part is set to, known at trace time and
+        rounded to the dtype. None keeps what is there.
 
     Raises:
       ValueError, TypeError: at trace time, naming the leaf: the structures, shapes or dtypes do
-        not match, a static size is more than an array has, a fill is not in the dtype, or an array
-        is a destination twice or also a source.
+        not match, a static size is more than an array has, the dtype does not hold the fill (an
+        integer out of its range, or an infinity or NaN that it lacks), the fill is traced, or an
+        array is a destination twice or also a source.
       JaxRuntimeError: on a GPU, at run time, for more than 2**31 rows or pieces of 4 KB, or for
-        rows of more than 2**32 words, of the 1 to 16 bytes to which all rows are aligned.
+        rows of more than 2**32 words. A word is the 1 to 16 bytes to which all rows are aligned.
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(destinations)
     names = [jax.tree_util.keystr(path) for path, _ in paths]
@@ -75,17 +79,6 @@ def fused_copy(
     if not to:
         return Copied(destinations, jnp.zeros(0, bool))
 
-    def per_leaf(argument: str, values: Any) -> list[Any]:
-        try:
-            return jax.tree.leaves(
-                jax.tree.broadcast(values, destinations, is_leaf=_is_none), is_leaf=_is_none
-            )
-        except ValueError:
-            raise ValueError(
-                f"{argument}: expected one value or a prefix of {structure}, "
-                f"got {jax.tree.structure(values)}"
-            ) from None
-
     scalars: list[jax.Array] = []
     plans = [
         _plan(*leaf, scalars)
@@ -93,10 +86,10 @@ def fused_copy(
             names,
             from_,
             to,
-            per_leaf("rows", rows),
-            per_leaf("columns", columns),
-            per_leaf("extra_rows", extra_rows),
-            per_leaf("fill", fill),
+            _per_leaf("rows", rows, destinations),
+            _per_leaf("columns", columns, destinations),
+            _per_leaf("extra_rows", extra_rows, destinations),
+            _per_leaf("fill", fill, destinations),
             strict=True,
         )
     ]
@@ -108,75 +101,38 @@ def fused_copy(
     return Copied(jax.tree.unflatten(structure, outputs[:-1]), outputs[-1])
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ReplayMetadata:
-    """What a decode step reads besides weights and cache, for B rows.
-
-    A compiled step reads it from buffers as large as its largest batch; each batch is copied into
-    their beginning. Where a row has several query tokens, `input_ids`, `out_loc` and `positions`
-    have an axis for them.
-    """
-
-    input_ids: Any
-    """int32[B] or [B, Q] the tokens to process."""
-    out_loc: Any
-    """int32[B] or [B, Q] where in the cache their keys and values go."""
-    cu_seqlens_k: Any
-    """int32[B + 1] cumulative sequence lengths, from 0 on."""
-    positions: Any
-    """int32[B] or [B, Q] their positions in their texts."""
-    seq_lens: Any
-    """int32[B] sequence lengths."""
-    page_table: Any
-    """int32[B, P] pages of each row's cache."""
-
-
-def copy_replay_metadata(
-    buffers: ReplayMetadata,
-    batch: ReplayMetadata,
-    *,
-    rows: jax.Array | int | None = None,
-    pages: jax.Array | int | None = None,
-    fill: Any = None,
-) -> Copied:
-    """Copies a batch's metadata into the buffers that a compiled decode step reads.
-
-    Args:
-      buffers: as large as the largest batch; `page_table` may have more columns than the batch's.
-      batch: as large or, with `rows` and `pages` from the device, larger than what is copied.
-      rows: B, as in `fused_copy`; of `cu_seqlens_k`, B + 1 are copied.
-      pages: columns of `page_table` to copy, as in `fused_copy`.
-      fill: as in `fused_copy`.
-
-    Raises:
-      ValueError, TypeError: as `fused_copy`.
-    """
-    none = ReplayMetadata(*[None] * 6)
-    zero = ReplayMetadata(*[0] * 6)
-    return fused_copy(
-        buffers,
-        batch,
-        rows=rows,
-        columns=dataclasses.replace(none, page_table=pages),
-        extra_rows=dataclasses.replace(zero, cu_seqlens_k=1),
-        fill=fill,
-    )
+def _per_leaf(argument: str, values: Any, destinations: Any) -> list[Any]:
+    """The value of an argument for each leaf of the destinations."""
+    result: list[Any] = []
+    try:
+        jax.tree.map(
+            lambda value, part: result.extend([value] * len(jax.tree.leaves(part))),
+            values,
+            destinations,
+            is_leaf=_is_none,
+        )
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{argument}: expected one value or a prefix of {jax.tree.structure(destinations)}, "
+            f"got {jax.tree.structure(values)}"
+        ) from None
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is done to one leaf, as the target's attributes say it."""
+    """The work on one leaf, as the target's attributes say it."""
 
     max_rows: int
-    """Rows that are copied, or at most if the device says how many."""
+    """Rows to copy; where the device says how many, the most that it may say."""
     max_columns: int
-    """Likewise; 1 for a leaf of one axis."""
+    """Columns likewise; 1 for a leaf of one axis."""
     rows_scalar: int
-    """Which operand says how many rows; -1: none."""
+    """Index of the operand that says how many rows; -1 for none."""
     columns_scalar: int
+    """Index of the operand that says how many columns; -1 for none."""
     extra_rows: int
-    """Rows beyond what that operand says."""
+    """Rows to copy beyond the number in that operand."""
     fills: int
     """1, or 0 if what lies beyond the copied part is kept."""
     fill_words: tuple[int, int]
@@ -224,7 +180,7 @@ def _plan_axis(
     destination_size: int,
     scalars: list[jax.Array],
 ) -> tuple[int, int]:
-    """How much of an axis is copied at most, and which scalar says how much, -1 for none."""
+    """The most that is copied of an axis, and the index of the scalar that says how much, or -1."""
     both = min(source_size, destination_size)
     if asked is None:
         if source_size > destination_size:
@@ -249,7 +205,7 @@ def _plan_axis(
 
 
 def _attributes(plans: Sequence[_Plan]) -> dict[str, np.ndarray]:
-    """Always these types, because XLA compares them by value only."""
+    """The plans as the target's attributes, int64 always: XLA compares attributes by value only."""
     return {
         field.name: np.array([getattr(plan, field.name) for plan in plans], np.int64).ravel()
         for field in dataclasses.fields(_Plan)
@@ -257,23 +213,51 @@ def _attributes(plans: Sequence[_Plan]) -> dict[str, np.ndarray]:
 
 
 def _fill_words(name: str, fill: Any, dtype: Any) -> tuple[int, int]:
-    """The fill over and over, in 16 bytes."""
-    value = np.asarray(fill)
+    """The bytes of a fill, repeated to 16 bytes."""
     expected = f"fill: expected a number that {dtype} of destinations{name} holds, got {fill!r}"
-    if value.ndim != 0 or value.dtype.kind not in "biufc":
+    if isinstance(fill, jax.core.Tracer):
+        raise TypeError(f"{expected}: its value must be known when the call is traced")
+    value = np.asarray(fill)
+    number = value.item() if value.ndim == 0 else None
+    if not isinstance(number, bool | int | float | complex):
         raise TypeError(expected)
-    if value.dtype.kind == "c" and not jnp.issubdtype(dtype, jnp.complexfloating):
+    if isinstance(number, complex) and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(expected)
-    with np.errstate(all="ignore"):
-        item = value.astype(dtype)
-    if jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_:
-        holds = item.astype(value.dtype) == value
-    else:
-        holds = np.isfinite(item.astype(complex)) == np.isfinite(value)
-    if not holds:
+    item = _as_item(number, dtype)
+    if item is None:
         raise ValueError(expected)
     low, high = np.frombuffer(item.tobytes() * (_FILL_BYTES // item.itemsize), np.int64)
     return int(low), int(high)
+
+
+def _as_item(number: complex, dtype: Any) -> np.ndarray | None:
+    """The number in a dtype; None where the dtype has no such number, even rounded."""
+    if dtype == jnp.bool_ or jnp.issubdtype(dtype, jnp.integer):
+        low, high = (0, 1) if dtype == jnp.bool_ else _integer_range(dtype)
+        in_range = low <= number <= high and number == int(number)
+        return np.array(int(number)).astype(dtype) if in_range else None
+    try:
+        exact = complex(number)
+    except OverflowError:  # an int beyond every float
+        return None
+    with np.errstate(all="ignore"):
+        item = np.array(exact if jnp.issubdtype(dtype, jnp.complexfloating) else exact.real)
+        item = item.astype(dtype)
+    rounded = complex(item.item())
+    same = _same_kind(rounded.real, exact.real) and _same_kind(rounded.imag, exact.imag)
+    return item if same else None
+
+
+def _integer_range(dtype: Any) -> tuple[int, int]:
+    info = jnp.iinfo(dtype)
+    return int(info.min), int(info.max)
+
+
+def _same_kind(a: float, b: float) -> bool:
+    """Whether both are finite, both NaN, or both the same infinity."""
+    if math.isfinite(a) or math.isfinite(b):
+        return math.isfinite(a) and math.isfinite(b)
+    return a == b or (math.isnan(a) and math.isnan(b))
 
 
 def _flatten_sources(sources: Any, names: list[str], structure: Any) -> list[Any]:
@@ -298,19 +282,13 @@ def _check_pair(name: str, source: Any, destination: Any) -> None:
         raise ValueError(
             f"destinations{name}: expected one or two axes, got {dtype}{list(destination.shape)}"
         )
-    if not isinstance(dtype, np.dtype) or not _has_whole_bytes(dtype):
+    if not isinstance(dtype, np.dtype) or not has_whole_bytes(dtype):
         raise TypeError(f"destinations{name}: expected a dtype of whole bytes, got {dtype}")
     check_array(f"sources{name}", source, dtype, ("R", "C")[: destination.ndim])
 
 
-def _has_whole_bytes(dtype: np.dtype) -> bool:
-    if jnp.issubdtype(dtype, jnp.integer):
-        return jnp.iinfo(dtype).bits % 8 == 0
-    return not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits % 8 == 0
-
-
 def _check_overlap(names: list[str], sources: list[Any], destinations: list[Any]) -> None:
-    """The same array cannot be written twice, or be read and written: the result would be open."""
+    """Refuses an array that is written twice or both read and written: its order is undefined."""
     owner: dict[int, str] = {}
     for name, destination in zip(names, destinations, strict=True):
         other = owner.setdefault(id(destination), name)

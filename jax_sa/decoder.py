@@ -1,16 +1,7 @@
 """Whole generations: prefill, then verify a draft, emit, and draft again, until every row is done.
 
-Letters: B rows, P prompt tokens, G new tokens at most, K tokens of the longest draft, M of a neural
+Letters: B rows, P prompt tokens, G maximum new tokens, K tokens of the longest draft, M of a neural
 one, T of a block that the model reads, V vocabulary.
-
-A model is a function `model(params, tokens int32[B, T], cache) -> (logits [B, T, V], cache)`. It
-reads token t of row b at position `cache.length[b] + t`, keeps what it must remember of it there,
-and attends to no later position. It leaves `cache.length` as it is. T is static, and differs from
-call to call. What the cache holds from `cache.length` on is overwritten before it is ever attended
-to, so a refused token needs no cleanup; the model must drop what is beyond the cache's capacity.
-
-A cache is a frozen dataclass, registered as a pytree, with a field `length` int32[B]: the tokens
-of each row that it holds. A call of the model returns it with the same shapes.
 
 Between two steps the last token of a row has not been through the model: `cache.length` counts the
 tokens before it. The block of the next step is that token and the draft.
@@ -24,28 +15,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_sa._checks import INT32_MAX, check_array, check_int
-from jax_sa._options import DraftOptions
-from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup
+from jax_sa import budget
+from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
+from jax_sa._options import DraftOptions, normalise
+from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup, reset
+from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
+from jax_sa.sampling import Sampling, check_sampling
 from jax_sa.state import State, check_state
 from jax_sa.verify import (
     Accepted,
-    Sampling,
     accept_greedy,
     accept_sampled,
-    check_sampling,
+    cut_at_stop,
+    last_token,
     merge_drafts,
 )
-
-INT32_MIN = -(2**31)
 
 
 class NeuralDrafter(NamedTuple):
     """A drafter with parameters, such as a multi-token prediction module.
 
-    What it must remember is part of the model's cache. Both functions are called while
+    Its memory is part of the model's cache. Both functions are called while
     `cache.length` counts every token but the last, and return the tokens int32[B, M] that they
-    expect after the last, and the cache. What they draft for a row without tokens is ignored.
+    expect after the last, and the cache. Drafts for a row without tokens are ignored.
     """
 
     prefill: Callable[..., tuple[jax.Array, Any]]
@@ -61,14 +53,14 @@ class NeuralDrafter(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What `B` rows have generated so far, and all that the next step needs."""
+    """The tokens of B rows so far, and all that the next step needs."""
 
     tokens: jax.Array
     """int32[B, G] the new tokens, a stop token included; 0 beyond `lengths`."""
     lengths: jax.Array
     """int32[B] new tokens; `steps + accepted`."""
     limits: jax.Array
-    """int32[B] new tokens at most, 0..G."""
+    """int32[B] maximum new tokens per row, 0..G."""
     finished: jax.Array
     """bool[B] whether the row has reached its limit or a stop token."""
     steps: jax.Array
@@ -76,61 +68,200 @@ class Generation:
     drafted: jax.Array
     """int32[B] drafted tokens that were verified."""
     accepted: jax.Array
-    """int32[B] those of them that saved a step."""
+    """int32[B] drafted tokens that were accepted and kept: each saved a step."""
     last: jax.Array
     """int32[B] the last token, which the model has not read."""
     draft: Draft
-    """What may follow it: the draft that the next step verifies."""
+    """The tokens that may follow it, of which the next step verifies as many as are worth it."""
+    record: budget.Record
+    """How well the row's drafts did."""
     cache: Any
-    """The model's."""
+    """The model's cache, of every token but the last."""
     state: State | None
     """The automata, of prompts and new tokens; None: no automata."""
     sampling: Sampling | None
     """How tokens are drawn; None: greedily."""
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """The checked inputs of a generation that are not updated in place."""
+
+    prompts: jax.Array
+    """int32[B, P]."""
+    prompt_lengths: jax.Array
+    """int32[B]; any length outside 1..P makes the row idle."""
+    limits: jax.Array
+    """int32[B] in 0..G."""
+    sampling: Sampling | None
+    max_new_tokens: int = dataclasses.field(metadata={"static": True})
+    """G."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Decoder(DraftOptions):
-    """How to decode: everything about a generation that is not an array.
+    """A model and the options of decoding with it: all of a generation that is not an array.
 
-    `generate` runs it to the end on the device. An engine that streams runs it step by step:
+    `generate` runs to the end on the device. An engine that streams runs step by step:
 
         decoder = jax_sa.Decoder(model, stop_tokens=(2,))
         generation = decoder.init(params, prompts, prompt_lengths, cache, max_new_tokens=64)
         while not generation.finished.all():
             generation, emitted = decoder.step(params, generation)
 
-    Both methods are jitted, and donate what they return updated: cache, state, generation. What
-    is compiled is kept for an equal decoder, so of the same functions, not of equal ones.
+    The model is a function `model(params, tokens int32[B, T], cache) -> (logits [B, T, V], cache)`.
+
+    - It reads token t of row b at position `cache.length[b] + t`, stores there whatever later
+      tokens need of it, and attends to no later position.
+    - T is static, and differs from call to call. The logits of a token must not depend on it.
+    - It leaves `cache.length` as it is: the decoder advances it by the accepted tokens. So the
+      positions from `cache.length` on hold tokens that were refused, and are overwritten before
+      they are attended to; nothing needs cleaning up.
+    - It drops whatever lies beyond the cache's capacity.
+
+    The cache is a frozen dataclass, registered as a pytree, with a field `length` int32[B]: the
+    tokens of each row that it holds. The model returns it with the same shapes and dtypes.
+
+    All three methods are jitted, and donate the arrays that they return updated: cache, state,
+    generation. Compiled code is cached per decoder and shared by decoders that hold the same
+    function objects and equal options; a lambda or partial written anew is another function, and
+    is compiled anew.
+
+    Inside `jax.shard_map` over the rows, each shard is a generation of its own: prompts, cache and
+    state are its local ones, and row b is its local slot b. Shards stop at different steps, so the
+    model must not communicate over the axes that the rows are sharded over. Give each shard its own
+    sampling key; with one for all, row b draws with the same random numbers in every shard.
 
     Raises:
       ValueError, TypeError: naming the option.
     """
 
     model: Callable[..., tuple[jax.Array, Any]]
-    """See this module's docstring."""
+    """The model, as described above."""
     drafter: NeuralDrafter | None = None
     """None: no neural drafts."""
     stop_tokens: tuple[int, ...] = ()
     """A row ends with the first of them that it emits."""
     threshold: int = 4
-    """The match length from which the automaton's draft is used instead of the neural one."""
+    """The match length, plus the common prefix of both drafts, from which the automaton's draft is
+    used instead of the neural one: the rule of `jax_sa.merge_drafts`."""
 
     def __post_init__(self):
         super().__post_init__()
-        check_int("threshold", self.threshold, 1)
         if not callable(self.model):
             raise TypeError(f"model: expected a function, got {type(self.model).__name__}")
-        if self.drafter is not None:
-            if not isinstance(self.drafter, NeuralDrafter):
-                raise TypeError(
-                    f"drafter: expected a jax_sa.NeuralDrafter, got {type(self.drafter).__name__}"
-                )
-            check_int("drafter.max_draft", self.drafter.max_draft, 1)
         if not isinstance(self.stop_tokens, tuple):
             raise TypeError(f"stop_tokens: expected a tuple of ints, got {self.stop_tokens!r}")
-        for token in self.stop_tokens:
-            check_int("stop_tokens", token, INT32_MIN)
+        normalise(
+            self,
+            drafter=None if self.drafter is None else _check_drafter(self.drafter),
+            stop_tokens=tuple(check_int("stop_tokens", t, INT32_MIN) for t in self.stop_tokens),
+            threshold=check_int("threshold", self.threshold, 1),
+        )
+
+    def generate(
+        self,
+        params: Any,
+        prompts: jax.Array,
+        prompt_lengths: jax.Array,
+        cache: Any,
+        *,
+        max_new_tokens: int,
+        state: State | None = None,
+        limits: jax.Array | None = None,
+        sampling: Sampling | None = None,
+        costs: jax.Array | None = None,
+    ) -> Generation:
+        """Generates from prompts, in one jitted `lax.while_loop`, as decoding without drafts would.
+
+        Without `sampling`, the tokens are exactly those of greedy decoding (`accept_greedy`), for a
+        model whose logits do not depend on T; with it, they have the same distribution
+        (`accept_sampled`). Drafts come from the automata of `state`, from a neural drafter, from
+        both (`merge_drafts` chooses per row), or from neither. A step verifies as much of them as
+        is worth its cost: of the compiled `widths`, the one with the most expected tokens per cost
+        (`jax_sa.budget`), which may be none.
+
+        Args:
+          params: the model's parameters, a pytree.
+          prompts: int32[B, P].
+          prompt_lengths: int32[B] in 1..P; a row of any other length is idle and generates nothing.
+          cache: the model's, of B rows; it is donated. The prompts come after its tokens.
+          max_new_tokens: G, the maximum for every row.
+          state: automata of B slots, donated; the texts that they hold are drafted from too. A slot
+            without room for prompt and new tokens drafts until it is full. None: no automata.
+          limits: int32[B] maximum new tokens per row, clipped to 0..G. None: G.
+          sampling: None: greedy.
+          costs: float32[W] the relative cost of a step of each of `widths`, as `calibrate` measures
+            them. None: an estimate for the default backend.
+
+        Returns:
+          The generation, every row finished.
+
+        Raises:
+          ValueError, TypeError: naming the argument.
+        """
+        request = _check_request(
+            _Request(prompts, prompt_lengths, limits, sampling, max_new_tokens), cache, state
+        )
+        generation = self._init(params, request, cache, state)
+        return self._run(params, generation, costs, jnp.asarray(INT32_MAX, jnp.int32))
+
+    def calibrate(
+        self,
+        params: Any,
+        prompts: jax.Array,
+        prompt_lengths: jax.Array,
+        cache: Any,
+        *,
+        max_new_tokens: int,
+        state: State | None = None,
+        sampling: Sampling | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Calibration:
+        """Measures the cost of a step of each width, on the user's model and device.
+
+        It takes a few seconds and, if a `generate` of the same shapes follows, compiles nothing
+        that would not be compiled for that.
+
+        Args:
+          params: as in `generate`, like all that follows up to `sampling`.
+          prompts: int32[B, P].
+          prompt_lengths: int32[B].
+          cache: donated.
+          max_new_tokens: G, at least 8.
+          state: donated; its slots are emptied.
+          sampling: as in `generate`.
+          on_progress: called with the number of widths that were measured, and of all.
+
+        Raises:
+          ValueError, TypeError: as `generate`.
+        """
+        check_int("max_new_tokens", max_new_tokens, CALIBRATION_TOKENS)
+        request = _check_request(
+            _Request(prompts, prompt_lengths, None, sampling, max_new_tokens), cache, state
+        )
+        length = jnp.copy(cache.length)
+
+        def buffers(generation: Generation | None) -> tuple[Any, State | None]:
+            if generation is None:
+                return cache, state
+            automata = generation.state
+            if automata is not None:
+                automata = _reset(automata, jnp.arange(automata.num_slots, dtype=jnp.int32))
+            return dataclasses.replace(generation.cache, length=jnp.copy(length)), automata
+
+        def restart(generation: Generation | None) -> Generation:
+            return self._init(params, request, *buffers(generation))
+
+        def advance(generation: Generation, costs: jax.Array, steps: int) -> tuple[Generation, int]:
+            before = int(jnp.max(generation.steps))
+            generation = self._run(params, generation, costs, jnp.asarray(steps, jnp.int32))
+            return generation, int(jnp.max(generation.steps)) - before
+
+        num_widths = len(self.widths(drafts=state is not None))
+        costs, generation = measure_costs(restart, advance, num_widths, on_progress)
+        return Calibration(costs, *buffers(generation))
 
     def init(
         self,
@@ -144,35 +275,43 @@ class Decoder(DraftOptions):
         limits: jax.Array | None = None,
         sampling: Sampling | None = None,
     ) -> Generation:
-        """Reads the prompts, but for their last token, and drafts what follows that.
+        """Reads all tokens of the prompts but the last, and drafts the tokens that follow it.
 
         Arguments and errors are those of `generate`.
         """
-        limits, sampling = _check_inputs(
-            prompts, prompt_lengths, cache, max_new_tokens, state, limits, sampling
+        request = _check_request(
+            _Request(prompts, prompt_lengths, limits, sampling, max_new_tokens), cache, state
         )
-        return self._init(
-            params, prompts, prompt_lengths, cache, max_new_tokens, state, limits, sampling
-        )
+        return self._init(params, request, cache, state)
 
-    @functools.partial(
-        jax.jit, static_argnames=("self", "max_new_tokens"), donate_argnames=("cache", "state")
-    )
-    def _init(
+    @functools.partial(jax.jit, static_argnames="self", donate_argnames="generation")
+    def _run(
         self,
         params: Any,
-        prompts: jax.Array,
-        prompt_lengths: jax.Array,
-        cache: Any,
-        max_new_tokens: int,
-        state: State | None,
-        limits: jax.Array,
-        sampling: Sampling | None,
+        generation: Generation,
+        costs: jax.Array | None,
+        max_steps: jax.Array,
     ) -> Generation:
-        rows, width = prompts.shape
-        limits = jnp.clip(limits, 0, max_new_tokens)
-        has_prompt = (prompt_lengths >= 1) & (prompt_lengths <= width)
-        prompt_lengths = jnp.where(has_prompt, prompt_lengths, 0)
+        """Goes on until every row is done, or for so many steps."""
+        costs = self._costs(costs, generation)
+
+        def goes_on(carry: tuple[jax.Array, Generation]) -> jax.Array:
+            steps, generation = carry
+            return (steps < max_steps) & ~jnp.all(generation.finished)
+
+        def body(carry: tuple[jax.Array, Generation]) -> tuple[jax.Array, Generation]:
+            steps, generation = carry
+            return steps + 1, self.step(params, generation, costs)[0]
+
+        return jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), generation))[1]
+
+    @functools.partial(jax.jit, static_argnames="self", donate_argnames=("cache", "state"))
+    def _init(self, params: Any, request: _Request, cache: Any, state: State | None) -> Generation:
+        request, cache, state = _vary_alike(request, cache, state)
+        prompts, width = request.prompts, request.prompts.shape[1]
+        has_prompt = (request.prompt_lengths >= 1) & (request.prompt_lengths <= width)
+        prompt_lengths = jnp.where(has_prompt, request.prompt_lengths, 0)
+        limits = jnp.clip(request.limits, 0, request.max_new_tokens)
         finished = ~has_prompt | (limits == 0)
         before = jnp.maximum(prompt_lengths - 1, 0)
         last = jnp.take_along_axis(prompts, before[:, None], axis=1)[:, 0]
@@ -187,9 +326,9 @@ class Decoder(DraftOptions):
             )
         if self.drafter is not None:
             neural, cache = self.drafter.prefill(params, prompts, before, last, cache)
-        none = jnp.zeros(rows, jnp.int32)
+        none = jnp.zeros_like(limits)
         return Generation(
-            tokens=jnp.zeros((rows, max_new_tokens), jnp.int32),
+            tokens=jnp.zeros_like(limits, shape=(limits.size, request.max_new_tokens)),
             lengths=none,
             limits=limits,
             finished=finished,
@@ -198,29 +337,40 @@ class Decoder(DraftOptions):
             accepted=none,
             last=last,
             draft=self._draft(automaton, neural, jnp.where(finished, 0, limits)),
+            record=budget.init_record(limits),
             cache=cache,
             state=state,
-            sampling=sampling,
+            # A copy, because a generation is donated, and the key is the caller's.
+            sampling=jax.tree.map(jnp.copy, request.sampling),
         )
 
     @functools.partial(jax.jit, static_argnames="self", donate_argnames="generation")
-    def step(self, params: Any, generation: Generation) -> tuple[Generation, Accepted]:
-        """One call of the model, which emits the tokens of the draft that it confirms and one more.
+    def step(
+        self, params: Any, generation: Generation, costs: jax.Array | None = None
+    ) -> tuple[Generation, Accepted]:
+        """Calls the model once, and emits the tokens of the draft that it confirms and one more.
+
+        Args:
+          params: the model's parameters, a pytree.
+          generation: donated.
+          costs: as in `generate`.
 
         Returns:
-          The generation, and what was emitted: at most 1 + K tokens, 0 where a row had finished.
-          All but the last were drafted.
+          The generation, and the emitted tokens: at most 1 + K per row, all but the last of them
+          drafted; none where the row had finished.
         """
         sampling, key = generation.sampling, None
         if sampling is not None:
             next_key, key = jax.random.split(sampling.key)
             sampling = dataclasses.replace(sampling, key=next_key)
+        index, draft = self._choose(generation, self._costs(costs, generation))
         # The automata stay out of the branches: jax before 0.11.2 copies what a branch updates.
-        widths = self._draft_widths(generation.draft.tokens.shape[1])
-        narrower = jnp.asarray(widths, jnp.int32) < jnp.max(generation.draft.length)
         emitted, stopped, neural, cache = jax.lax.switch(
-            jnp.sum(narrower.astype(jnp.int32)),
-            [functools.partial(self._verify, width, params, generation, key) for width in widths],
+            index,
+            [
+                functools.partial(self._verify, width, params, generation, draft, key)
+                for width in self.widths(drafts=generation.state is not None)
+            ],
             generation.cache,
         )
         state, automaton = generation.state, None
@@ -238,9 +388,10 @@ class Decoder(DraftOptions):
             lengths=lengths,
             finished=finished,
             steps=generation.steps + active,
-            drafted=generation.drafted + generation.draft.length,
+            drafted=generation.drafted + draft.length,
             accepted=generation.accepted + emitted.length - active,
-            last=_last_token(emitted, generation.last),
+            record=budget.update_record(generation.record, draft, emitted.length - active),
+            last=last_token(emitted, generation.last),
             draft=self._draft(automaton, neural, left),
             cache=cache,
             state=state,
@@ -248,15 +399,20 @@ class Decoder(DraftOptions):
         ), emitted
 
     def _verify(
-        self, width: int, params: Any, generation: Generation, key: jax.Array | None, cache: Any
+        self,
+        width: int,
+        params: Any,
+        generation: Generation,
+        draft: Draft,
+        key: jax.Array | None,
+        cache: Any,
     ) -> tuple[Accepted, jax.Array, jax.Array | None, Any]:
         """The part of a step that depends on the width of its block, of `width` drafted tokens.
 
         Returns:
-          What is emitted, [B, 1 + K] of it; bool[B] whether it ends in a stop token; the neural
+          The emitted tokens [B, 1 + K]; bool[B] whether they end in a stop token; the neural
           drafter's tokens; the cache.
         """
-        draft = generation.draft
         padding = ((0, 0), (0, draft.tokens.shape[1] - width))
         draft = dataclasses.replace(draft, tokens=draft.tokens[:, :width])
         block = jnp.concatenate([generation.last[:, None], draft.tokens], axis=1)
@@ -268,29 +424,47 @@ class Decoder(DraftOptions):
             accepted = accept_sampled(
                 key, draft, logits, sampling.temperature, sampling.top_k, sampling.top_p
             )
-        emitted, stopped = self._emit(accepted, generation.finished)
+        emitted, stopped = cut_at_stop(accepted, ~generation.finished, self.stop_tokens)
         cache, neural = _advance(cache, emitted.length), None
         if self.drafter is not None:
             neural, cache = self.drafter.draft(params, emitted, cache)
         padded = jnp.pad(emitted.tokens, padding, constant_values=DRAFT_FILL)
         return Accepted(padded, emitted.length), stopped, neural, cache
 
-    def _draft_widths(self, max_draft: int) -> list[int]:
-        """The draft lengths to compile the model for: each is at most twice what a step needs."""
-        shortest = 0 if self.drafter is None else self.drafter.max_draft
-        powers = [2**i for i in range(1, max_draft.bit_length())]
-        return sorted({shortest, *(width for width in powers if width > shortest), max_draft})
+    def widths(self, *, drafts: bool = True) -> tuple[int, ...]:
+        """The drafted tokens of a row for which a step is compiled, ascending.
 
-    def _emit(self, accepted: Accepted, finished: jax.Array) -> tuple[Accepted, jax.Array]:
-        """Cuts what was accepted after its first stop token; bool[B] where there is one."""
-        position = jnp.arange(accepted.tokens.shape[1], dtype=jnp.int32)[None]
-        stop_tokens = jnp.asarray(self.stop_tokens, jnp.int32)
-        stops = jnp.any(accepted.tokens[..., None] == stop_tokens[None, None], axis=-1)
-        stops &= position < accepted.length[:, None]
-        length = jnp.min(jnp.where(stops, 1 + position, accepted.length[:, None]), axis=1)
-        length = jnp.where(finished, 0, length)
-        tokens = jnp.where(position < length[:, None], accepted.tokens, DRAFT_FILL)
-        return Accepted(tokens, length), jnp.any(stops, axis=1)
+        Args:
+          drafts: whether there are automata.
+        """
+        neural = 0 if self.drafter is None else self.drafter.max_draft
+        longest = max(neural, self.max_draft if drafts else 0)
+        powers = (2**i for i in range(longest.bit_length()))
+        return tuple(sorted({0, *powers, neural, longest}))
+
+    def _costs(self, costs: Any, generation: Generation) -> jax.Array:
+        """The costs given, checked, or else an estimate."""
+        widths = self.widths(drafts=generation.state is not None)
+        if costs is None:
+            (rows,) = generation.lengths.shape
+            tokens = [rows * (1 + width) for width in widths]
+            return budget.estimate_costs(tokens, jax.default_backend())
+        check_array("costs", costs, jnp.float32, (len(widths),))
+        return costs
+
+    def _choose(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Draft]:
+        """The index of the width with the most expected tokens per cost, and the drafts cut to it.
+
+        All rows have room for the width of the block, so a row's draft is cut by nothing else.
+        """
+        widths = jnp.asarray(self.widths(drafts=generation.state is not None), jnp.int32)
+        draft = generation.draft
+        lengths = jnp.minimum(draft.length[None], widths[:, None])
+        chances = budget.survival(draft, generation.record.strain())
+        held = budget.expected_tokens(chances, lengths)
+        active = jnp.sum((~generation.finished).astype(jnp.float32))
+        index = jnp.argmax((active + held) / costs).astype(jnp.int32)
+        return index, budget.cut_draft(draft, widths[index])
 
     def _draft(self, automaton: Draft | None, neural: jax.Array | None, left: jax.Array) -> Draft:
         """The drafts there are as one, of at most `left - 1` tokens: a step emits one more."""
@@ -298,13 +472,10 @@ class Decoder(DraftOptions):
         if neural is not None:
             check_array("drafter's tokens", neural, jnp.int32, (rows, self.drafter.max_draft))
         if automaton is None:
-            none = jnp.zeros(rows, jnp.int32)
-            automaton = Draft(jnp.zeros((rows, 0), jnp.int32), none, none, none)
-        draft = automaton if neural is None else _merge(automaton, neural, self.threshold)
-        length = jnp.clip(left - 1, 0, draft.length)
-        position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
-        tokens = jnp.where(position < length[:, None], draft.tokens, DRAFT_FILL)
-        return dataclasses.replace(draft, tokens=tokens, length=length)
+            none = jnp.zeros_like(left)
+            automaton = Draft(jnp.zeros_like(left, shape=(rows, 0)), none, none, none)
+        draft = automaton if neural is None else merge_drafts(automaton, neural, self.threshold)
+        return budget.cut_draft(draft, left - 1)
 
 
 def generate(
@@ -318,95 +489,79 @@ def generate(
     state: State | None = None,
     limits: jax.Array | None = None,
     sampling: Sampling | None = None,
+    costs: jax.Array | None = None,
     **options: Any,
 ) -> Generation:
-    """Generates from prompts, in one jitted `lax.while_loop`, what decoding without drafts would.
+    """Generates from prompts: `jax_sa.Decoder(model, **options).generate(params, ...)`.
 
-    Without `sampling`, that is token for token (`accept_greedy`), for a model whose logits do not
-    depend on T; with it, in distribution (`accept_sampled`). Drafts come from the automata of
-    `state`, from a neural drafter, from both, or from neither. Of both, the automaton's is used
-    where its match reaches the threshold or it begins with the neural draft, else the neural one
-    (`merge_drafts`). A step verifies a block as long as its longest draft needs, of a few compiled
-    lengths.
-
-    Args:
-      model: see this module's docstring.
-      params: the model's parameters, a pytree.
-      prompts: int32[B, P].
-      prompt_lengths: int32[B] in 1..P; a row of any other length is idle and generates nothing.
-      cache: the model's, of B rows; it is donated. The prompts come after what it holds.
-      max_new_tokens: G.
-      state: automata of B slots, donated; what they hold is drafted from too. A slot without room
-        for prompt and new tokens drafts until it is full. None: no automata.
-      limits: int32[B] new tokens of each row at most; None: G, as for any that is more.
-      sampling: None: greedy.
-      **options: the other fields of `jax_sa.Decoder`.
-
-    Returns:
-      The generation, every row finished.
-
-    Raises:
-      ValueError, TypeError: naming the argument.
+    Arguments, result and errors are those of `jax_sa.Decoder`, which describes the model too, and
+    of its method. Give the same function object in every call, and it is compiled once.
     """
-    decoder = Decoder(model, **options)
-    limits, sampling = _check_inputs(
-        prompts, prompt_lengths, cache, max_new_tokens, state, limits, sampling
+    return Decoder(model, **options).generate(
+        params,
+        prompts,
+        prompt_lengths,
+        cache,
+        max_new_tokens=max_new_tokens,
+        state=state,
+        limits=limits,
+        sampling=sampling,
+        costs=costs,
     )
-    return _generate(
-        decoder, params, prompts, prompt_lengths, cache, max_new_tokens, state, limits, sampling
-    )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("decoder", "max_new_tokens"), donate_argnames=("cache", "state")
-)
-def _generate(
-    decoder: Decoder,
-    params: Any,
-    prompts: jax.Array,
-    prompt_lengths: jax.Array,
-    cache: Any,
-    max_new_tokens: int,
-    state: State | None,
-    limits: jax.Array,
-    sampling: Sampling | None,
-) -> Generation:
-    def unfinished(generation: Generation) -> jax.Array:
-        return ~jnp.all(generation.finished)
-
-    def step(generation: Generation) -> Generation:
-        return decoder.step(params, generation)[0]
-
-    generation = decoder._init(
-        params, prompts, prompt_lengths, cache, max_new_tokens, state, limits, sampling
-    )
-    return jax.lax.while_loop(unfinished, step, generation)
+def _check_drafter(drafter: Any) -> NeuralDrafter:
+    if not isinstance(drafter, NeuralDrafter):
+        expected = "a jax_sa.NeuralDrafter"
+        raise TypeError(f"drafter: expected {expected}, got {type(drafter).__name__}")
+    return drafter._replace(max_draft=check_int("drafter.max_draft", drafter.max_draft, 1))
 
 
-def _check_inputs(
-    prompts: Any,
-    prompt_lengths: Any,
-    cache: Any,
-    max_new_tokens: Any,
-    state: Any,
-    limits: Any,
-    sampling: Any,
-) -> tuple[jax.Array, Sampling | None]:
-    """The limits and the sampling as arrays; raises ValueError or TypeError for what is wrong."""
-    check_int("max_new_tokens", max_new_tokens, 1)
-    rows, width = check_array("prompts", prompts, jnp.int32, ("B", "P"))
+def _check_request(request: _Request, cache: Any, state: Any) -> _Request:
+    """The request with limits and sampling as arrays; ValueError or TypeError if one is wrong."""
+    max_new_tokens = check_int("max_new_tokens", request.max_new_tokens, 1)
+    rows, width = check_array("prompts", request.prompts, jnp.int32, ("B", "P"))
     if rows == 0 or width == 0:
         raise ValueError(f"prompts: expected a row and a token at least, got [{rows}, {width}]")
-    check_array("prompt_lengths", prompt_lengths, jnp.int32, (rows,))
+    check_array("prompt_lengths", request.prompt_lengths, jnp.int32, (rows,))
     check_array("cache.length", getattr(cache, "length", None), jnp.int32, (rows,))
     if state is not None:
         check_state(state)
         if state.num_slots != rows:
             raise ValueError(f"state: expected {rows} slots, got {state.num_slots}")
+    limits, sampling = request.limits, request.sampling
     if limits is None:
         limits = jnp.full(rows, max_new_tokens, jnp.int32)
     check_array("limits", limits, jnp.int32, (rows,))
-    return limits, None if sampling is None else check_sampling(sampling, rows)
+    return dataclasses.replace(
+        request,
+        limits=limits,
+        sampling=None if sampling is None else check_sampling(sampling, rows),
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def _vary_alike(
+    request: _Request, cache: Any, state: State | None
+) -> tuple[_Request, Any, State | None]:
+    """Inside shard_map, all arrays of the rows as varying over the mesh axes that one of them does.
+
+    The loop needs its results to vary as its arguments do; the model decides about the rest of the
+    cache, whose other arrays may vary over further axes.
+    """
+    rows = (request, cache.length, state)
+
+    def varying(leaf: jax.Array) -> frozenset[str]:
+        return jax.typeof(leaf).manual_axis_type.varying
+
+    axes = frozenset().union(*map(varying, jax.tree.leaves(rows)))
+
+    def vary(leaf: jax.Array) -> jax.Array:
+        missing = tuple(axes - varying(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    request, length, state = jax.tree.map(vary, rows)
+    return request, dataclasses.replace(cache, length=length), state
 
 
 def _advance(cache: Any, count: jax.Array) -> Any:
@@ -414,7 +569,7 @@ def _advance(cache: Any, count: jax.Array) -> Any:
 
 
 def _append(tokens: jax.Array, lengths: jax.Array, emitted: Accepted) -> jax.Array:
-    """Writes what was emitted after the first `lengths` of `tokens`."""
+    """Writes the emitted tokens behind the first `lengths` of `tokens`."""
     rows, width = emitted.tokens.shape
     position = jnp.arange(width, dtype=jnp.int32)[None]
     column = jnp.where(position < emitted.length[:, None], lengths[:, None] + position, INT32_MAX)
@@ -422,26 +577,4 @@ def _append(tokens: jax.Array, lengths: jax.Array, emitted: Accepted) -> jax.Arr
     return tokens.at[row, column].set(emitted.tokens, mode="drop")
 
 
-def _last_token(emitted: Accepted, before: jax.Array) -> jax.Array:
-    index = jnp.maximum(emitted.length - 1, 0)[:, None]
-    token = jnp.take_along_axis(emitted.tokens, index, axis=1)[:, 0]
-    return jnp.where(emitted.length > 0, token, before)
-
-
-def _merge(automaton: Draft, neural: jax.Array, threshold: int) -> Draft:
-    """`merge_drafts`, but a draft that begins with the whole neural one needs no long match.
-
-    Two that agree are right more often than one, and the automaton's goes on where the neural one
-    ends.
-    """
-    width = neural.shape[1]
-    begins = automaton.tokens[:, :width]
-    if begins.shape[1] < width:
-        return merge_drafts(automaton, neural, threshold)
-    agree = (automaton.length >= width) & jnp.all(begins == neural, axis=1)
-    match_length = jnp.where(agree, threshold, automaton.match_length)
-    merged = merge_drafts(
-        dataclasses.replace(automaton, match_length=match_length), neural, threshold
-    )
-    used = merged.match_length > 0
-    return dataclasses.replace(merged, match_length=jnp.where(used, automaton.match_length, 0))
+_reset = jax.jit(reset, donate_argnames="state")

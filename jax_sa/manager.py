@@ -1,73 +1,98 @@
 """Requests to slots, for engines whose requests come and go."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Hashable, Sequence
-from typing import Any
+import threading
+from collections.abc import Hashable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_sa._checks import check_array, check_int
-from jax_sa._options import DraftOptions
-from jax_sa.automaton import Draft, extend, extend_lookup, lookup
+from jax_sa._options import DraftOptions, normalise
+from jax_sa.automaton import Draft, extend_lookup, insert, lookup
+from jax_sa.host_build import build_on_host, check_tokens
 from jax_sa.state import State, get_state_size, init
 from jax_sa.verify import merge_drafts
-
-PROMPT_CHUNK = 1024
-"""Tokens that the host appends at a time: one compiled program builds prompts of any length."""
-
-INT32 = np.iinfo(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class SAConfig(DraftOptions):
-    """The slots of a `SuffixAutomatonManager`, and how they draft.
+    """The slots of a `SuffixAutomatonManager`, and the options of their drafts.
+
+    All slots are allocated at once: `max_slots * jax_sa.get_state_size(max_seq_len)` bytes, about
+    76 for each token of each slot. The defaults, 64 requests of 32,768 tokens, are 160 MB, small
+    beside any model; 256 requests of 262,144 tokens would be 5.1 GB. Choose the sizes of the
+    engine's own cache.
 
     Raises:
       ValueError, TypeError: naming the option.
     """
 
-    max_seq_len: int
-    """N, the tokens of a request, prompt and new, that a slot has room for."""
-    max_slots: int
-    """S, the requests at a time."""
+    max_seq_len: int = 32_768
+    """N, the tokens that a slot has room for: a request's prompt and new tokens."""
+    max_slots: int = 64
+    """S, the maximum requests at a time."""
     threshold: int = 4
-    """The match length from which the automaton's draft is used instead of a neural one."""
+    """The match length, plus the common prefix of both drafts, from which the automaton's draft is
+    used instead of a neural one: the rule of `jax_sa.merge_drafts`."""
 
     def __post_init__(self):
         super().__post_init__()
         get_state_size(self.max_seq_len)  # which checks it
-        check_int("max_slots", self.max_slots, 1)
-        check_int("threshold", self.threshold, 1)
+        normalise(
+            self,
+            max_seq_len=int(self.max_seq_len),
+            max_slots=check_int("max_slots", self.max_slots, 1),
+            threshold=check_int("threshold", self.threshold, 1),
+        )
+
+
+class _Batch(NamedTuple):
+    """The rows of a batch, on the host and on the device: replaced together or not at all."""
+
+    slots: list[int]
+    """The slot of each row; -1 where its request was removed."""
+    on_device: jax.Array
+    """int32[B] the same, and -1 for the rows beyond."""
 
 
 class SuffixAutomatonManager:
     """Gives each request a slot of a `jax_sa.State`, and the batch of a step its slots.
 
-        manager = jax_sa.SuffixAutomatonManager(config, max_num_requests=8)
-        manager.add_request("a", prompt)       # while others are being decoded
-        slots = manager.prepare(["a", "b"])    # whenever the batch changes
-        draft = manager.lookup()
-        draft = manager.extend(accepted.tokens, accepted.length)    # after each step
-        manager.remove_request("b")            # its slot is free at once
+        with jax_sa.SuffixAutomatonManager(config, max_num_requests=8) as manager:
+            manager.add_request("a", prompt)       # while others are being decoded
+            slots = manager.prepare(["a", "b"])    # whenever the batch changes
+            draft = manager.lookup()
+            draft = manager.extend(accepted.tokens, accepted.length)    # after each step
+            manager.remove_request("b")            # its slot is free at once
 
     A batch always has `max_num_requests` rows, those without a request at the end, so that one
     compiled program serves every batch.
 
+    Any thread may call any method at any time: each takes `lock`, and either happens as a whole or
+    raises and changes nothing. `add_request` builds its automaton before it takes the lock, so
+    that steps go on meanwhile. Only a device that fails in the middle of an update takes `state`,
+    which was donated to it, with it; every later use of the state then raises JAX's error.
+
     An engine with a jitted step of its own gives it `manager.state`, donated, and the slots, and
-    assigns the state that comes back to `manager.state`.
+    assigns the state that comes back to `manager.state`; where other threads use the manager, it
+    does all of that under `with manager.lock`.
     """
 
     state: State
     """The automata of all slots, updated in place."""
+    lock: threading.RLock
+    """Held by every method while it reads or changes the manager."""
 
     def __init__(self, config: SAConfig, max_num_requests: int):
         """Allocates all slots on the default device.
 
         Args:
-          config: the slots, and how they draft.
+          config: the slots, and the options of their drafts.
           max_num_requests: B, the rows of a batch.
 
         Raises:
@@ -77,12 +102,31 @@ class SuffixAutomatonManager:
             raise TypeError(f"config: expected a jax_sa.SAConfig, got {type(config).__name__}")
         self.config = config
         self.max_num_requests = check_int("max_num_requests", max_num_requests, 1)
+        self.lock = threading.RLock()
         state = init(config.max_slots, config.max_seq_len)
         # Bound to its device as what a step returns is, or its first use would be compiled apart.
-        self.state = jax.device_put(state, state.length.sharding)
+        self._sharding = state.length.sharding
+        self.state = jax.device_put(state, self._sharding)
         self._slot_of: dict[Hashable, int] = {}
         self._free_slots = list(range(config.max_slots))
-        self._set_batch([])
+        self._batch = self._make_batch([])
+        self._is_open = True
+
+    def __enter__(self) -> "SuffixAutomatonManager":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.shutdown()
+
+    def shutdown(self) -> None:
+        """Removes all requests and lets go of the state, whose memory is free once no one holds it.
+
+        Every later call of another method raises a RuntimeError; another `shutdown` does nothing.
+        """
+        with self.lock:
+            self._is_open = False
+            self._slot_of, self._free_slots = {}, []
+            self.state = self._batch = None
 
     @property
     def state_size(self) -> int:
@@ -92,14 +136,15 @@ class SuffixAutomatonManager:
     @property
     def num_free_slots(self) -> int:
         """How many requests can be added before one must be removed."""
-        return len(self._free_slots)
+        with self._opened():
+            return len(self._free_slots)
 
     def add_request(self, request_id: Hashable, tokens: Sequence[int] | np.ndarray) -> int:
         """Gives a request a slot that holds its tokens.
 
-        The automaton is built on the host while the device goes on with what it was given, then
-        copied into the slot. That a slot was used before leaves no trace. A request that was
-        removed to make room comes back with its prompt and all tokens generated so far.
+        The automaton is built on the host while the device goes on with its work, then copied into
+        the slot. Nothing remains of a request that had the slot before. A request that was removed
+        to make room comes back with its prompt and all tokens generated so far.
 
         Args:
           request_id: anything hashable.
@@ -112,20 +157,17 @@ class SuffixAutomatonManager:
           ValueError: the id is in use, no slot is free, or the tokens are too many or no int32.
           TypeError: the tokens are no ints.
         """
-        if request_id in self._slot_of:
-            raise ValueError(f"request_id: expected a new one, got {request_id!r}")
-        tokens = _check_tokens(tokens, self.config.max_seq_len)
-        if not self._free_slots:
-            raise ValueError(
-                f"request_id: expected a free slot for {request_id!r}, got {self.config.max_slots} "
-                f"requests in {self.config.max_slots} slots"
-            )
-        built = _build_on_host(tokens, self.config.max_seq_len)
-        built = jax.device_put(built, self.state.length.sharding)
-        slot = self._free_slots.pop(0)
-        self.state = _put_slot(self.state, built, np.int32(slot))
-        self._slot_of[request_id] = slot
-        return slot
+        with self._opened():
+            self._free_slot_for(request_id)  # or no automaton is worth building
+        tokens = check_tokens(tokens, self.config.max_seq_len)
+        built = build_on_host(tokens, self.config.max_seq_len)
+        built = jax.device_put(built, self._sharding)
+        with self._opened():
+            slot = self._free_slot_for(request_id)
+            self.state = _insert(self.state, built, np.int32(slot))
+            self._slot_of[request_id] = slot
+            self._free_slots.remove(slot)
+            return slot
 
     def prepare(self, request_ids: Sequence[Hashable]) -> jax.Array:
         """Makes requests the rows of the batch, until the next call.
@@ -140,15 +182,16 @@ class SuffixAutomatonManager:
             raise ValueError(
                 f"request_ids: expected at most {self.max_num_requests}, got {len(request_ids)}"
             )
-        slots = [self._slot(request_id) for request_id in request_ids]
-        for row, slot in enumerate(slots):
-            if slot in slots[:row]:
-                raise ValueError(
-                    f"request_ids: expected each id once, got {request_ids[row]!r} twice"
-                )
-        if slots != self._batch:
-            self._set_batch(slots)
-        return self._batch_slots
+        with self._opened():
+            slots = [self._slot(request_id) for request_id in request_ids]
+            for row, slot in enumerate(slots):
+                if slot in slots[:row]:
+                    raise ValueError(
+                        f"request_ids: expected each id once, got {request_ids[row]!r} twice"
+                    )
+            if slots != self._batch.slots:
+                self._batch = self._make_batch(slots)
+            return self._batch.on_device
 
     def lookup(self, neural_draft: Draft | jax.Array | None = None) -> Draft:
         """Drafts for the batch, as when requests have joined it.
@@ -160,7 +203,8 @@ class SuffixAutomatonManager:
         Raises:
           ValueError, TypeError: for a wrong shape or dtype, naming the argument.
         """
-        return _lookup(self.config, self.state, self._batch_slots, neural_draft)
+        with self._opened():
+            return _lookup(self.config, self.state, self._batch.on_device, neural_draft)
 
     def extend(
         self,
@@ -168,7 +212,7 @@ class SuffixAutomatonManager:
         lengths: jax.Array,
         neural_draft: Draft | jax.Array | None = None,
     ) -> Draft:
-        """Appends what the batch's requests read or wrote, and drafts what follows.
+        """Appends the tokens that the batch's requests read or wrote, and drafts those that follow.
 
         Args:
           tokens: int32[B, T]; each T is compiled once.
@@ -180,10 +224,11 @@ class SuffixAutomatonManager:
         """
         check_array("tokens", tokens, jnp.int32, (self.max_num_requests, "T"))
         check_array("lengths", lengths, jnp.int32, (self.max_num_requests,))
-        self.state, draft = _extend_lookup(
-            self.config, self.state, tokens, lengths, self._batch_slots, neural_draft
-        )
-        return draft
+        with self._opened():
+            self.state, draft = _extend_lookup(
+                self.config, self.state, tokens, lengths, self._batch.on_device, neural_draft
+            )
+            return draft
 
     def remove_request(self, request_id: Hashable) -> None:
         """Frees the request's slot; its row of the batch, if it has one, is skipped from now on.
@@ -191,66 +236,45 @@ class SuffixAutomatonManager:
         Raises:
           ValueError: the id is unknown.
         """
-        slot = self._slot(request_id)
-        del self._slot_of[request_id]
-        self._free_slots.append(slot)
-        if slot in self._batch:
-            self._set_batch([-1 if other == slot else other for other in self._batch])
+        with self._opened():
+            slot = self._slot(request_id)
+            batch = self._batch
+            if slot in batch.slots:
+                batch = self._make_batch([-1 if other == slot else other for other in batch.slots])
+            del self._slot_of[request_id]
+            self._batch = batch
+            self._free_slots.append(slot)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Holds the lock of a manager that is not shut down."""
+        with self.lock:
+            if not self._is_open:
+                raise RuntimeError("manager: expected no call after shutdown()")
+            yield
+
+    def _free_slot_for(self, request_id: Hashable) -> int:
+        if request_id in self._slot_of:
+            raise ValueError(f"request_id: expected a new one, got {request_id!r}")
+        if not self._free_slots:
+            raise ValueError(
+                f"request_id: expected a free slot for {request_id!r}, got {self.config.max_slots} "
+                f"requests in {self.config.max_slots} slots"
+            )
+        return self._free_slots[0]
 
     def _slot(self, request_id: Hashable) -> int:
         if request_id not in self._slot_of:
             raise ValueError(f"request_id: expected one that was added, got {request_id!r}")
         return self._slot_of[request_id]
 
-    def _set_batch(self, slots: list[int]) -> None:
-        self._batch = slots
+    def _make_batch(self, slots: list[int]) -> _Batch:
         rows = np.full(self.max_num_requests, -1, np.int32)
         rows[: len(slots)] = slots
-        self._batch_slots = jnp.asarray(rows)
+        return _Batch(slots, jnp.asarray(rows))
 
 
-def _check_tokens(tokens: Any, max_seq_len: int) -> np.ndarray:
-    array = np.asarray(tokens)
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise TypeError(
-            f"tokens: expected a sequence of ints, got {array.dtype}{list(array.shape)}"
-        )
-    if array.size > max_seq_len:
-        raise ValueError(f"tokens: expected at most {max_seq_len}, got {array.size}")
-    if array.size and not INT32.min <= array.min() <= array.max() <= INT32.max:
-        raise ValueError(f"tokens: expected int32s, got {array.min()}..{array.max()}")
-    return array.astype(np.int32)
-
-
-def _build_on_host(tokens: np.ndarray, max_seq_len: int) -> State:
-    """A state of one slot that holds `tokens`, on the CPU."""
-    width = min(PROMPT_CHUNK, max_seq_len)
-    with jax.default_device(_host()):
-        built = init(1, max_seq_len)
-        for begin in range(0, len(tokens), width):
-            chunk = tokens[begin : begin + width]
-            padded = np.pad(chunk, (0, width - len(chunk)))[None]
-            built = _extend(built, padded, np.full(1, len(chunk), np.int32))
-    return built
-
-
-def _host() -> jax.Device:
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        raise ValueError(
-            f"JAX_PLATFORMS: expected cpu among them, got {jax.config.jax_platforms!r}"
-        ) from None
-
-
-_extend = jax.jit(extend, donate_argnames="state")
-
-
-@functools.partial(jax.jit, donate_argnames="state")
-def _put_slot(state: State, built: State, slot: jax.Array) -> State:
-    return jax.tree.map(
-        lambda leaf, one: jax.lax.dynamic_update_slice_in_dim(leaf, one, slot, axis=0), state, built
-    )
+_insert = jax.jit(insert, donate_argnames="state")
 
 
 @functools.partial(jax.jit, static_argnames="config")

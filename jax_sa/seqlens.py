@@ -1,6 +1,6 @@
-"""The metadata of attention over several query tokens of each row.
+"""The lengths that attention needs where each row has several query tokens.
 
-Letters: N rows, T places of the result.
+Letters: N rows, T places in the result.
 """
 
 import dataclasses
@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sa._checks import INT32_MAX, check_array, check_bool, check_int
-from jax_sa._result_types import result_type
-from jax_sa._targets import target_name
+from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_bool, check_int
+from jax_sa._targets import result_type, target_name
 
 
 @jax.tree_util.register_dataclass
@@ -21,17 +20,17 @@ class ExpandedSeqlens:
     """The query tokens of N rows, one row after the other."""
 
     values: jax.Array
-    """int32[T] for each query token, the tokens of its row up to and including it; the fill from
-    `required` on."""
+    """int32[T] the number of tokens of its row up to and including each query token. Places from
+    `required` on hold the fill."""
     required: jax.Array
-    """int32[] query tokens of all rows together, at most 2**31 - 1; more than T if some found no
-    room."""
+    """int32[] the query tokens of all rows together, at most 2**31 - 1. More than T where some
+    found no place."""
     offsets: jax.Array | None
-    """int32[N + 1] query tokens of the rows before each row, the last entry being `required`; not
-    cut off at T. None unless asked for."""
+    """int32[N + 1] the number of query tokens in the rows before each row, not cut off at T. The
+    last entry is `required`. None unless asked for."""
     row_ids: jax.Array | None
-    """int32[T] the row of each query token; N from `required` on, an index that JAX's scatters and
-    segment sums drop. None unless asked for."""
+    """int32[T] the row of each query token. Places from `required` on hold N, an index that JAX's
+    scatters and segment sums drop. None unless asked for."""
 
 
 def expand_seqlens(
@@ -43,21 +42,21 @@ def expand_seqlens(
     return_offsets: bool = False,
     return_row_ids: bool = False,
 ) -> ExpandedSeqlens:
-    """How far each query token sees: row i contributes kv_i - q_i + 1, ..., kv_i.
+    """Number of keys that each query token sees: kv - q + 1, ..., kv in a row of kv keys.
 
-    With q an int it is what a step needs that verifies drafts of one length; with q per row, what
-    one needs whose rows have different numbers of new tokens, or none. In that mode it is one
-    kernel launch. In the first, and for a single row, it is plain jnp: one fusion on a GPU, which
-    takes no longer than the kernel, and which XLA may join with what is around it.
+    The rows follow each other in the result. `q_lens` is one int where a step verifies drafts of
+    one length, and an array where rows have different numbers of new tokens, or none. With an
+    array the op is one kernel launch. With an int, or a single row, it is plain jnp: one fusion on
+    a GPU, no slower than the kernel, and XLA may join it with the operations around it.
 
     Args:
-      kv_lens: int32[N] tokens of each row, its query tokens included. Values that would be below 0
-        are 0.
-      q_lens: query tokens of each row, int32[N], of which negative ones count as 0; or an int for
+      kv_lens: int32[N] keys of each row, those of its query tokens included. Values of the result
+        that would be below 0 are 0.
+      q_lens: query tokens of each row: int32[N], whose negative entries count as 0, or an int for
         all rows.
-      total: T, the length of the result; query tokens beyond it are left out, and `required` says
-        how many places there should have been.
-      fill: int32, what the places hold that no query token takes.
+      total: T, the length of the result. Query tokens beyond it are left out; `required` is the T
+        that would have held them all.
+      fill: int32, the value of the places that no query token takes.
       return_offsets: whether to return `offsets`.
       return_row_ids: whether to return `row_ids`.
 
@@ -66,7 +65,7 @@ def expand_seqlens(
     """
     (rows,) = check_array("kv_lens", kv_lens, jnp.int32, ("N",))
     total = check_int("total", total, 0)
-    fill = check_int("fill", fill, -INT32_MAX - 1)
+    fill = check_int("fill", fill, INT32_MIN)
     return_offsets = check_bool("return_offsets", return_offsets)
     return_row_ids = check_bool("return_row_ids", return_row_ids)
     if isinstance(q_lens, jax.Array | np.ndarray):
@@ -87,7 +86,7 @@ def expand_seqlens(
 def _expand(
     kv_lens: Any, q_lens: Any, total: int, fill: int, offsets: bool, row_ids: bool
 ) -> ExpandedSeqlens:
-    """One call of the target, which leaves out results without elements."""
+    """One call of the target, which skips results without elements."""
     sizes = ((total,), (), ((kv_lens.shape[0] + 1) * offsets,), (total * row_ids,))
     results = [result_type(kv_lens, size) for size in sizes]
     call = jax.ffi.ffi_call(target_name("expand_seqlens"), results)
@@ -95,7 +94,7 @@ def _expand(
 
 
 def _expand_one(kv_lens: Any, q_lens: Any, total: int, fill: int) -> ExpandedSeqlens:
-    """The only row begins at place 0, so no row has to be found."""
+    """A single row in plain jnp: it begins at place 0, so no place has to find its row."""
     required = jnp.maximum(jnp.asarray(q_lens), 0)
     place = jnp.arange(total, dtype=jnp.int32)
     value = jnp.maximum(jnp.maximum(jnp.asarray(kv_lens), 0) - (required - 1 - place), 0)
@@ -106,6 +105,7 @@ def _expand_one(kv_lens: Any, q_lens: Any, total: int, fill: int) -> ExpandedSeq
 
 
 def _expand_uniform(kv_lens: Any, q_len: int, total: int, fill: int) -> ExpandedSeqlens:
+    """Rows of one query length in plain jnp: a place finds its row by a division."""
     rows = kv_lens.shape[0]
     offsets = np.minimum(np.arange(rows + 1, dtype=np.int64) * q_len, INT32_MAX).astype(np.int32)
     required = offsets[-1]

@@ -8,26 +8,50 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_sa._checks import check_array, check_int
+from jax_sa._checks import INT32_MAX, check_array, check_int
 
 WINDOW = 32
 """Repeated suffixes that a slot keeps at hand, and whose most recent ends it keeps exact."""
 
 MAX_MAX_SEQ_LEN = 2**28
-"""What `max_seq_len` may be at most: node ids and table entries then fit int32 with a bit spare."""
+"""The largest `max_seq_len`: node ids and table entries then fit int32 with a bit to spare."""
 
 
 class Status(enum.IntFlag):
     """Bits of `State.status`, set by the device and cleared by `reset`.
 
-    A slot's status is 0 as long as everything asked of it was done.
+    A slot's status is 0 as long as everything asked of it was done. A row whose slot is out of
+    range has no slot to say so on.
     """
 
     FULL = 1
     """Tokens beyond `max_seq_len` were not appended. Lookups of the slot draft nothing."""
     CONFLICT = 2
     """A call named the slot more than once, or copied into it from a slot that the same call
-    overwrote: the first row took effect, the others did not."""
+    overwrote: the first row took effect, the others did not. Lookups go on drafting."""
+    OUT_OF_RANGE = 4
+    """A row's length was out of range, so that its tokens were not appended, or the source of a
+    copy into the slot was no slot. The slot's text is not what it was meant to be, so lookups
+    draft nothing until a reset, or until a copy into the slot."""
+
+
+class Invalid(enum.IntFlag):
+    """Bits that `validate` returns for a slot: in which of its arrays something is wrong.
+
+    With LENGTH, the others were not looked at.
+    """
+
+    LENGTH = 1
+    """`length` is not in 0..N."""
+    NODES = 2
+    """`nodes`, `clones` or `num_clones` are not those of the text's automaton."""
+    SUFFIXES = 4
+    """`suffixes` are not the longest repeated suffixes of the text."""
+    EDGES = 8
+    """`edges` lacks an edge, has one too many or twice, one with another target, or one where no
+    search finds it."""
+    LISTS = 16
+    """The lists in `heads` and `edges` do not hold each edge once, at its own node."""
 
 
 @jax.tree_util.register_dataclass
@@ -38,8 +62,8 @@ class State:
     S: slots; N: `max_seq_len`; W: `WINDOW`; E: entries of the edge table, 5/2 N + 2.
 
     Every array is int32, and every reference is an index within its slot: a state can be copied,
-    sharded over its slots, saved and loaded on another platform. All zeros is S empty automata.
-    Ops take the state and return it updated in place where it is donated.
+    sharded over its slots, saved and loaded on another platform. Every array of an empty slot is
+    zeros but its seed. Ops take the state and return it updated in place where it is donated.
 
     Nodes of a slot: 0 is the root; 1..N are prefix nodes (node i is the text's first i tokens, so
     i is also its length and its first end position); N+1.. are clones in the order they were made.
@@ -55,6 +79,8 @@ class State:
     """[S] bits of `Status`."""
     num_clones: jax.Array
     """[S] clones made."""
+    seed: jax.Array
+    """[S] the seed of the edge table's hash, the slot's own: it stays when the slot is reset."""
     suffixes: jax.Array
     """[S, W, 2] the longest repeated suffixes of the text, longest first: (node, length). The
     root ends the list."""
@@ -68,7 +94,7 @@ class State:
     heads: jax.Array
     """[S, 2N] by node: entry + 1 of the first explicit edge in its list."""
     edges: jax.Array
-    """[S, E, 4] by hash of (node, token), linear probing: (node + 1 or 0 if free, token,
+    """[S, E, 4] by hash of (seed, node, token), linear probing: (node + 1 or 0 if free, token,
     2 * target + (1 if solid), entry + 1 of the next edge of that node)."""
 
     @property
@@ -89,6 +115,7 @@ def slot_shapes(max_seq_len: int) -> dict[str, tuple[int, ...]]:
         "length": (),
         "status": (),
         "num_clones": (),
+        "seed": (),
         "suffixes": (WINDOW, 2),
         "tokens": (n,),
         "nodes": (2 * n, 2),
@@ -111,18 +138,26 @@ def get_state_size(max_seq_len: int) -> int:
     return sum(4 * math.prod(shape) for shape in slot_shapes(max_seq_len).values())
 
 
-def init(num_slots: int, max_seq_len: int) -> State:
+def init(num_slots: int, max_seq_len: int, *, seed: int = 0) -> State:
     """A state of `num_slots` empty slots with room for `max_seq_len` tokens each.
 
+    Args:
+      num_slots: S.
+      max_seq_len: N.
+      seed: an int32 for the hash of every slot's edge table. It changes no result. Whoever knows
+        it can write texts whose edges collide, so that appending them takes quadratic time: where
+        texts come from strangers, draw it at random and keep it to yourself.
+
     Raises:
-      ValueError: `num_slots` is below 1 or `max_seq_len` outside [1, 2**28].
+      ValueError: `num_slots` is below 1, `max_seq_len` outside [1, 2**28] or `seed` no int32.
       TypeError: one of them is not an int.
     """
     num_slots = check_int("num_slots", num_slots, 1)
     max_seq_len = check_int("max_seq_len", max_seq_len, 1, MAX_MAX_SEQ_LEN)
+    seed = check_int("seed", seed, -INT32_MAX - 1)
     return State(
         **{
-            name: jnp.zeros((num_slots, *shape), jnp.int32)
+            name: jnp.full((num_slots, *shape), seed if name == "seed" else 0, jnp.int32)
             for name, shape in slot_shapes(max_seq_len).items()
         }
     )

@@ -1,10 +1,9 @@
 """Which drafted tokens the model confirms, in plain jnp.
 
-Letters: B rows, K draft tokens, V vocabulary.
+Letters: B rows, K draft tokens, V vocabulary, T places of packed logits.
 """
 
 import dataclasses
-import numbers
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 
 from jax_sa._checks import check_array, check_int
 from jax_sa.automaton import DRAFT_FILL, Draft
+from jax_sa.sampling import Sampling, check_sampling, distribution, spread
 
 
 @jax.tree_util.register_dataclass
@@ -26,44 +26,32 @@ class Accepted:
     """int32[B] emitted tokens, 1..1 + K."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn: from softmax(logits / temperature), cut to its likeliest tokens.
-
-    Each is one number for all rows, or an array of one per row. What is out of range is an error
-    in a number; in an array, a temperature below 0 is greedy, and a `top_k` or `top_p` that is too
-    small keeps one token.
-    """
-
-    key: jax.Array
-    """A PRNG key."""
-    temperature: jax.Array | float = 1.0
-    """float32[B]; 0 is greedy."""
-    top_k: jax.Array | int | None = None
-    """int32[B]: keep the `top_k` largest logits, and what ties with the last."""
-    top_p: jax.Array | float | None = None
-    """float32[B]: of what `top_k` left, keep the fewest tokens, likeliest first, whose
-    probabilities reach `top_p`, and what ties with the last (Holtzman et al. 2020)."""
-
-
-def accept_greedy(draft: Draft, targets: jax.Array) -> Accepted:
+def accept_greedy(draft: Draft, targets: jax.Array, *, first: jax.Array | None = None) -> Accepted:
     """Keeps the longest prefix of each draft that greedy decoding would have written.
 
     The output of a loop that emits this is token for token that of greedy decoding (Leviathan et
     al. 2023, section 2, at temperature 0).
 
     Args:
-      draft: of B rows and K tokens; K may be 0.
-      targets: what the model says after the last token and after each drafted one: logits
-        [B, 1 + K, V] of a floating dtype, or the tokens int32[B, 1 + K] it would choose.
+      draft: B rows and K tokens; K may be 0.
+      targets: the model's choice after the last token and after each drafted one: logits
+        [B, 1 + K, V] of a floating dtype, whose largest is chosen (of a NaN, the first NaN), or the
+        chosen tokens int32[B, 1 + K]. With `first`, packed: logits [T, V] or tokens int32[T].
+      first: int32[B], of packed targets, in which the rows lie one after the other without
+        padding: the place of a row's first. Place `first[b] + j` judges draft token j of row b, and
+        place `first[b] + draft.length[b]` follows its whole draft. The caller keeps these within
+        [0, T); others read some other place. None: the targets are not packed.
 
     Raises:
       ValueError, TypeError: at trace time, for a wrong shape or dtype.
     """
-    rows, max_draft = _check_draft(draft)
-    chosen = _chosen_tokens(targets, rows, max_draft)
-    length = _emitted_length(draft, draft.tokens == chosen[:, :-1])
+    rows, max_draft = _check_draft("draft", draft)
+    chosen = _check_targets(targets, rows, max_draft, first)
+    if jnp.issubdtype(chosen.dtype, jnp.floating):
+        chosen = jnp.argmax(chosen, axis=-1).astype(jnp.int32)
+    if first is not None:
+        chosen = chosen[_places(first, max_draft, chosen.shape[0])]
+    length = 1 + _prefix_length(_drafted(draft) & (draft.tokens == chosen[:, :-1]))
     emitted = jnp.arange(1 + max_draft, dtype=jnp.int32)[None] < length[:, None]
     return Accepted(tokens=jnp.where(emitted, chosen, DRAFT_FILL), length=length)
 
@@ -75,6 +63,8 @@ def accept_sampled(
     temperature: jax.Array | float = 1.0,
     top_k: jax.Array | int | None = None,
     top_p: jax.Array | float | None = None,
+    *,
+    first: jax.Array | None = None,
 ) -> Accepted:
     """Keeps a prefix of each draft such that what is emitted has the model's own distribution.
 
@@ -85,36 +75,45 @@ def accept_sampled(
 
     Args:
       key: a PRNG key.
-      draft: of B rows and K tokens; K may be 0.
-      logits: of the model, a floating dtype [B, 1 + K, V], after the last token and after each
-        drafted one.
+      draft: B rows and K tokens; K may be 0.
+      logits: the model's, a floating dtype [B, 1 + K, V], after the last token and after each
+        drafted one. With `first`, packed: [T, V].
       temperature: as in `Sampling`, like `top_k` and `top_p`. Where it is 0, the result is that of
         `accept_greedy`.
       top_k: None: all tokens.
       top_p: None: all tokens.
+      first: int32[B], as in `accept_greedy`. The tokens drawn are those of the same logits
+        unpacked.
 
     Raises:
       ValueError, TypeError: at trace time, naming the argument.
     """
-    rows, max_draft = _check_draft(draft)
-    logits = _check_logits("logits", logits, rows, max_draft)
+    rows, max_draft = _check_draft("draft", draft)
+    logits = _check_logits("logits", logits, rows, max_draft, first)
     sampling = check_sampling(Sampling(key, temperature, top_k, top_p), rows)
-    scores = _scores(logits, sampling)
+    if first is None:
+        first = (1 + max_draft) * jnp.arange(rows, dtype=jnp.int32)
+        logits = logits.reshape(-1, logits.shape[-1])
+    num_places, vocabulary = logits.shape
+    place = _places(first, max_draft, num_places)
+    target = distribution(logits, spread(sampling, _row_of_place(first, draft, num_places)))
     confirm_key, draw_key = jax.random.split(key)
 
-    drafted = draft.tokens[..., None] == _vocabulary(logits)
-    probability = jax.nn.softmax(scores[:, :-1], axis=-1)
-    probability = jnp.sum(jnp.where(drafted, probability, 0.0), axis=-1)
-    confirmed = jax.random.uniform(confirm_key, (rows, max_draft)) < probability
-    length = _emitted_length(draft, confirmed)
+    known = (draft.tokens >= 0) & (draft.tokens < vocabulary)
+    token = jnp.clip(draft.tokens, 0, vocabulary - 1)
+    judge = place[:, :-1]
+    probability = target.at(judge).probability(logits[judge, token], token)
+    chance = jax.random.uniform(confirm_key, (rows, max_draft), jnp.float32)
+    length = 1 + _prefix_length(_drafted(draft) & known & (chance < probability))
 
     # The model's own token comes where a token was refused, or after the draft, where none was.
     position = jnp.arange(1 + max_draft, dtype=jnp.int32)[None]
-    tokens = jnp.pad(draft.tokens, ((0, 0), (0, 1)), constant_values=-1)
-    tried = jnp.where(position < draft.length[:, None], tokens, -1)
     last = length[:, None] - 1
+    tokens = _widen(draft.tokens, 1 + max_draft)
+    tried = jnp.where(_widen(_drafted(draft), 1 + max_draft), tokens, -1)
     refused = jnp.take_along_axis(tried, last, axis=1)
-    scores = jnp.take_along_axis(scores, last[..., None], axis=1)[:, 0]
+    here = jnp.take_along_axis(place, last, axis=1)[:, 0]
+    scores = target.at(here).scores(logits[here])
     own = jax.random.categorical(draw_key, _without(scores, refused)).astype(jnp.int32)
     tokens = jnp.where(position == last, own[:, None], tokens)
     return Accepted(tokens=jnp.where(position < length[:, None], tokens, DRAFT_FILL), length=length)
@@ -123,17 +122,23 @@ def accept_sampled(
 def merge_drafts(
     automaton_draft: Draft, neural_draft: Draft | jax.Array, threshold: int = 4
 ) -> Draft:
-    """Per row, the automaton's draft where its match is long enough, else the neural one.
+    """Chooses per row between the automaton's draft and a neural one.
 
-    A long repeated suffix is a better sign than a neural draft; a short one is a worse one. Where
-    the automaton's draft is used but ends before the neural one does, the rest is filled with what
-    the neural draft holds at the same positions: its tokens predict fixed distances from the last
+    The rule: the automaton's draft is used where its match length, plus the length of the common
+    prefix of both drafts, is at least `threshold`; elsewhere, and where the automaton drafts
+    nothing, the neural one. A long repeated suffix is a better sign than a neural draft and a short
+    one a worse, but each token on which the two agree speaks for the automaton's as much as a
+    matching token before it. A threshold that no row reaches gives exactly the neural drafts.
+
+    Where the automaton's draft is used but ends before the neural one does, the rest is filled with
+    the tokens of the neural draft at the same positions: they predict fixed distances from the last
     token, whatever lies between.
 
     Args:
-      automaton_draft: of B rows and K tokens.
-      neural_draft: of B rows and M tokens, a `Draft` or int32[B, M], all of them drafted.
-      threshold: the match length from which the automaton's draft is used.
+      automaton_draft: B rows and K tokens.
+      neural_draft: B rows and M tokens, a `Draft` or int32[B, M], all of them drafted.
+      threshold: the sum of match length and common prefix from which the automaton's draft is used,
+        at least 1.
 
     Returns:
       A draft of B rows and max(K, M) tokens. `match_length` and `match_end` are the automaton's
@@ -142,121 +147,104 @@ def merge_drafts(
     Raises:
       ValueError, TypeError: at trace time, for a wrong shape or dtype or a threshold below 1.
     """
-    check_int("threshold", threshold, 1)
-    rows, _ = _check_draft(automaton_draft, "automaton_draft")
+    threshold = check_int("threshold", threshold, 1)
+    rows, max_draft = _check_draft("automaton_draft", automaton_draft)
     neural = neural_draft
     if not isinstance(neural, Draft):
-        _, width = check_array("neural_draft", neural, jnp.int32, (rows, "M"))
+        _, neural_width = check_array("neural_draft", neural, jnp.int32, (rows, "M"))
         none = jnp.zeros(rows, jnp.int32)
-        neural = Draft(neural, jnp.full(rows, width, jnp.int32), none, none)
-    elif (neural_rows := _check_draft(neural, "neural_draft")[0]) != rows:
+        neural = Draft(neural, jnp.full(rows, neural_width, jnp.int32), none, none)
+    neural_rows, neural_width = _check_draft("neural_draft", neural)
+    if neural_rows != rows:
         raise ValueError(f"neural_draft: expected {rows} rows, got {neural_rows}")
 
-    use = automaton_draft.match_length >= threshold
-    width = max(automaton_draft.tokens.shape[1], neural.tokens.shape[1])
-    position = jnp.arange(width, dtype=jnp.int32)[None]
-    own = jnp.where(use, automaton_draft.length, 0)
-    length = jnp.maximum(own, neural.length)
+    shared = min(max_draft, neural_width)
+    agree = automaton_draft.tokens[:, :shared] == neural.tokens[:, :shared]
+    agree &= _drafted(automaton_draft)[:, :shared] & _drafted(neural)[:, :shared]
+    use = automaton_draft.match_length >= threshold - _prefix_length(agree)
+    use &= automaton_draft.length > 0
+
+    width = max(max_draft, neural_width)
+    from_automaton = use[:, None] & _widen(_drafted(automaton_draft), width)
+    drafted = from_automaton | _widen(_drafted(neural), width)
     tokens = jnp.where(
-        position < own[:, None],
-        _widen(automaton_draft.tokens, width),
-        _widen(neural.tokens, width),
+        from_automaton, _widen(automaton_draft.tokens, width), _widen(neural.tokens, width)
     )
     return Draft(
-        tokens=jnp.where(position < length[:, None], tokens, DRAFT_FILL),
-        length=length,
+        tokens=jnp.where(drafted, tokens, DRAFT_FILL),
+        length=_prefix_length(drafted),
         match_length=jnp.where(use, automaton_draft.match_length, 0),
         match_end=jnp.where(use, automaton_draft.match_end, 0),
     )
 
 
-def _emitted_length(draft: Draft, confirmed: jax.Array) -> jax.Array:
-    """int32[B] the drafted tokens up to the first that is not in `confirmed`, and one more."""
+def _drafted(draft: Draft) -> jax.Array:
+    """bool[B, K] the positions that hold a drafted token."""
+    position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+    return position < draft.length[:, None]
+
+
+def cut_at_stop(
+    accepted: Accepted, emits: jax.Array, stop_tokens: tuple[int, ...]
+) -> tuple[Accepted, jax.Array]:
+    """The tokens up to the first stop token, and bool[B] where there is one.
+
+    Args:
+      accepted: B rows.
+      emits: bool[B]; the other rows emit nothing, and do not stop.
+      stop_tokens: token ids.
+    """
+    position = jnp.arange(accepted.tokens.shape[1], dtype=jnp.int32)[None]
+    ids = jnp.asarray(stop_tokens, jnp.int32)
+    stops = jnp.any(accepted.tokens[..., None] == ids[None, None], axis=-1)
+    stops &= (position < accepted.length[:, None]) & emits[:, None]
+    length = jnp.min(jnp.where(stops, 1 + position, accepted.length[:, None]), axis=1)
+    length = jnp.where(emits, length, 0)
+    tokens = jnp.where(position < length[:, None], accepted.tokens, DRAFT_FILL)
+    return Accepted(tokens, length), jnp.any(stops, axis=1)
+
+
+def last_token(emitted: Accepted, before: jax.Array) -> jax.Array:
+    """int32[B] the last emitted token; int32[B] `before` where nothing was emitted."""
+    index = jnp.maximum(emitted.length - 1, 0)[:, None]
+    token = jnp.take_along_axis(emitted.tokens, index, axis=1)[:, 0]
+    return jnp.where(emitted.length > 0, token, before)
+
+
+def _prefix_length(confirmed: jax.Array) -> jax.Array:
+    """int32[B] how many positions of bool[B, K] hold before the first that does not."""
+    width = confirmed.shape[1]
+    position = jnp.arange(width, dtype=jnp.int32)[None]
+    return jnp.min(jnp.where(confirmed, width, position), axis=1, initial=width)
+
+
+def _places(first: jax.Array, max_draft: int, num_places: int) -> jax.Array:
+    """int32[B, 1 + K] where the logits of each row lie among the packed ones, kept in bounds."""
+    position = jnp.arange(1 + max_draft, dtype=jnp.int32)[None]
+    return jnp.clip(first[:, None] + position, 0, num_places - 1)
+
+
+def _row_of_place(first: jax.Array, draft: Draft, num_places: int) -> jax.Array:
+    """int32[T] the row that each place belongs to; 0 for padding."""
     rows, max_draft = draft.tokens.shape
-    if max_draft == 0:
-        return jnp.ones(rows, jnp.int32)
-    position = jnp.arange(max_draft, dtype=jnp.int32)[None]
-    confirmed &= position < draft.length[:, None]
-    # The first unconfirmed position, and one for the model's own token: one reduction on a GPU.
-    return jnp.min(jnp.where(confirmed, 1 + max_draft, 1 + position), axis=1)
-
-
-def _scores(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """float32[B, T, V] whose softmax is what tokens are drawn from; -inf for what never is."""
-    temperature = _per_row(sampling.temperature)
-    token = _vocabulary(logits)
-    best = token == jnp.argmax(logits, axis=-1, keepdims=True).astype(jnp.int32)
-    scores = logits.astype(jnp.float32)
-    # The largest is 0 first, so that no temperature, however small, makes an infinity of it.
-    scores -= jnp.max(scores, axis=-1, keepdims=True)
-    scores = jnp.where(
-        temperature > 0,
-        scores / jnp.where(temperature > 0, temperature, 1.0),
-        jnp.where(best, 0.0, -jnp.inf),
-    )
-    if sampling.top_k is None and sampling.top_p is None:
-        return scores
-    descending = -jnp.sort(-scores, axis=-1)
-    kept = jnp.ones(descending.shape, bool)
-    if sampling.top_k is not None:
-        kept = token < _per_row(sampling.top_k)
-    if sampling.top_p is not None:
-        top_p = _per_row(sampling.top_p)
-        probability = jax.nn.softmax(jnp.where(kept, descending, -jnp.inf), axis=-1)
-        before = jnp.cumsum(probability, axis=-1) - probability
-        kept &= (before < top_p) | (top_p >= 1.0)
-    kept |= token == 0
-    smallest = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(scores >= smallest, scores, -jnp.inf)
+    position = jnp.arange(1 + max_draft, dtype=jnp.int32)[None]
+    place = first[:, None] + position
+    place = jnp.where((position <= draft.length[:, None]) & (place >= 0), place, num_places)
+    row = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32)[:, None], place.shape)
+    return jnp.zeros(num_places, jnp.int32).at[place].set(row, mode="drop")
 
 
 def _without(scores: jax.Array, refused: jax.Array) -> jax.Array:
     """The scores [B, V] of the residual distribution: p without the token refused int32[B, 1]."""
-    return jnp.where(_vocabulary(scores)[0] == refused, -jnp.inf, scores)
+    tokens = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    return jnp.where(tokens == refused, -jnp.inf, scores)
 
 
-def _vocabulary(logits: jax.Array) -> jax.Array:
-    """int32[1, 1, V] every token."""
-    return jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None]
+def _widen(values: jax.Array, width: int) -> jax.Array:
+    return jnp.pad(values, ((0, 0), (0, width - values.shape[1])))
 
 
-def _widen(tokens: jax.Array, width: int) -> jax.Array:
-    return jnp.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
-
-
-def _per_row(values: jax.Array) -> jax.Array:
-    """One number, or one per row, as it broadcasts to [B, T, V]."""
-    return jnp.reshape(values, (-1, 1, 1))
-
-
-def check_sampling(sampling: Any, rows: int) -> Sampling:
-    """The sampling with every number as an array, each of `rows` numbers or one for all."""
-    if not isinstance(sampling, Sampling):
-        raise TypeError(f"sampling: expected a jax_sa.Sampling, got {type(sampling).__name__}")
-    temperature, top_k, top_p = sampling.temperature, sampling.top_k, sampling.top_p
-    if isinstance(temperature, numbers.Real) and not 0 <= temperature < float("inf"):
-        expected = "a finite number of at least 0"
-        raise ValueError(f"temperature: expected {expected}, got {temperature!r}")
-    if isinstance(top_k, numbers.Real):
-        check_int("top_k", top_k, 1)
-    if isinstance(top_p, numbers.Real) and not 0 < top_p <= 1:
-        raise ValueError(f"top_p: expected a number in (0, 1], got {top_p!r}")
-
-    def as_array(name: str, value: Any, dtype: Any) -> jax.Array:
-        if isinstance(value, numbers.Real):
-            return jnp.asarray(value, dtype)
-        check_array(name, value, dtype, () if jnp.shape(value) == () else (rows,))
-        return value
-
-    return Sampling(
-        sampling.key,
-        as_array("temperature", temperature, jnp.float32),
-        None if top_k is None else as_array("top_k", top_k, jnp.int32),
-        None if top_p is None else as_array("top_p", top_p, jnp.float32),
-    )
-
-
-def _check_draft(draft: Any, name: str = "draft") -> tuple[int, int]:
+def _check_draft(name: str, draft: Any) -> tuple[int, int]:
     if not isinstance(draft, Draft):
         raise TypeError(f"{name}: expected a jax_sa.Draft, got {type(draft).__name__}")
     rows, max_draft = check_array(f"{name}.tokens", draft.tokens, jnp.int32, ("B", "K"))
@@ -264,16 +252,30 @@ def _check_draft(draft: Any, name: str = "draft") -> tuple[int, int]:
     return rows, max_draft
 
 
-def _check_logits(name: str, logits: Any, rows: int, max_draft: int) -> jax.Array:
+def _check_targets(targets: Any, rows: int, max_draft: int, first: Any) -> jax.Array:
+    if hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.floating):
+        return _check_logits("targets", targets, rows, max_draft, first)
+    shape = check_array("targets", targets, jnp.int32, _check_first(first, rows, max_draft))
+    _check_not_empty("targets", shape, rows)
+    return jnp.asarray(targets)
+
+
+def _check_logits(name: str, logits: Any, rows: int, max_draft: int, first: Any) -> jax.Array:
     is_float = hasattr(logits, "dtype") and jnp.issubdtype(logits.dtype, jnp.floating)
     dtype = logits.dtype if is_float else jnp.float32
-    check_array(name, logits, dtype, (rows, 1 + max_draft, "V"))
-    return logits
+    shape = check_array(name, logits, dtype, (*_check_first(first, rows, max_draft), "V"))
+    _check_not_empty(name, shape, rows)
+    return jnp.asarray(logits)
 
 
-def _chosen_tokens(targets: Any, rows: int, max_draft: int) -> jax.Array:
-    if not hasattr(targets, "dtype") or not jnp.issubdtype(targets.dtype, jnp.floating):
-        check_array("targets", targets, jnp.int32, (rows, 1 + max_draft))
-        return targets
-    _check_logits("targets", targets, rows, max_draft)
-    return jnp.argmax(targets, axis=-1).astype(jnp.int32)
+def _check_first(first: Any, rows: int, max_draft: int) -> tuple[int | str, ...]:
+    """The axes of the places of targets, packed or not."""
+    if first is None:
+        return rows, 1 + max_draft
+    check_array("first", first, jnp.int32, (rows,))
+    return ("T",)
+
+
+def _check_not_empty(name: str, shape: tuple[int, ...], rows: int) -> None:
+    if rows and 0 in shape:
+        raise ValueError(f"{name}: expected one place and one token at least, got {list(shape)}")

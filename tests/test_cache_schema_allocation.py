@@ -12,6 +12,7 @@ from jax_sa.cache_schema import (
     AttentionType,
     CacheLayout,
     DSV4Config,
+    Entry,
     allocate,
     dsv4_flash,
     dsv4_pro,
@@ -44,7 +45,7 @@ def num_bytes(tree):
 
 @pytest.mark.parametrize("alignment", [1, 7, 576])
 @pytest.mark.parametrize("indexer", ["bf16", "fp8", "fp4"])
-@pytest.mark.parametrize("kv", ["bf16", "fp8", "uniform_fp8"])
+@pytest.mark.parametrize("kv", ["bf16", "token_fp8", "uniform_fp8", Entry("float8_e5m2", 7)])
 def test_allocated_bytes_are_the_planned_bytes(kv, indexer, alignment):
     layout = CacheLayout(kv, indexer, block_multiple=2, page_alignment=alignment)
     made = plan_tiny(layout=layout, mtp=True, pipeline_stages=3, headroom=0.1)

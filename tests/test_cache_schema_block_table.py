@@ -189,6 +189,15 @@ def test_invalid_arguments(call, error, message):
         call(make_table())
 
 
+def test_numpy_sizes():
+    sizes = {"num_slots": 2, "num_pages": 100, "max_blocks": 100, "block_size": 100}
+    table = init_block_table(**{name: np.int8(size) for name, size in sizes.items()})
+    table, granted = claim(table, ints(0, 9_900))
+    assert granted.tolist() == [True, True] and table.num_blocks.tolist() == [0, 99]
+    found = locate_tokens(table, ints(1), ints(9_899), ratio=np.int8(50))
+    assert (found.page.tolist(), found.offset.tolist()) == ([99], [1])
+
+
 @pytest.mark.parametrize("name", ["num_slots", "num_pages", "max_blocks", "block_size"])
 def test_invalid_table_sizes(name):
     sizes = {"num_slots": 1, "num_pages": 1, "max_blocks": 1, "block_size": 1, name: 0}

@@ -106,11 +106,17 @@ def test_from_hf_takes_mtp_layers_from_the_list():
         ({"max_position_embeddings": None}, r"max_position_embeddings: expected a value"),
         ({"max_position_embeddings": -1}, r"max_position_embeddings: .*got -1"),
         ({"partial_rotary_factor": float("nan"), "qk_rope_head_dim": None}, "qk_rope_head_dim"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor: .*got 1.5"),
+        ({"partial_rotary_factor": 1e308}, r"partial_rotary_factor: .*got 1e\+308"),
+        ({"partial_rotary_factor": 10**400}, "partial_rotary_factor: .*got 1000"),
     ],
 )
 def test_from_hf_names_the_invalid_field(changes, message):
+    hf = hf_dict()
+    if "partial_rotary_factor" in changes:
+        del hf["qk_rope_head_dim"]
     with pytest.raises(ValueError, match=message):
-        from_hf(hf_dict() | changes)
+        from_hf(hf | changes)
 
 
 @pytest.mark.parametrize("content", ["not json", "[1, 2]"])

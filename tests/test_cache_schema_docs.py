@@ -1,6 +1,7 @@
-"""What docs/cache_schema.md shows is what the command prints."""
+"""The examples of docs/cache_schema.md print and compute what it says."""
 
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,16 @@ PRO = "plan --model pro --hbm 141GB --kv fp8 --indexer fp8 --context {} {}"
 
 def test_there_are_examples():
     assert (len(EXAMPLES), len(PRO_ROWS)) == (2, 4)
+
+
+def test_python_examples():
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL):
+        exec(compile(code, "docs/cache_schema.md", "exec"), names)
+    assert names["layout"].kv.bytes == 512
+    assert names["per_token"] == Fraction(88183, 16)
+    assert names["per_request"] == 26_705_920
+    assert names["page"].tolist() == [3, 3, 0] and names["entry"].tolist() == [10, 11, 0]
 
 
 @pytest.mark.parametrize(("command", "shown"), EXAMPLES)

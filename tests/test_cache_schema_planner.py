@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from jax_sa.cache_schema import (
     BlockBudget,
     CacheLayout,
     DSV4Config,
+    Entry,
     compute_block_budget,
     dsv4_flash,
     dsv4_pro,
@@ -79,7 +81,9 @@ def test_headroom_is_read_as_its_decimal_digits():
     assert blocks_of(1, 100, 0.07) == 107
 
 
-@pytest.mark.parametrize("headroom", [math.nan, math.inf, -0.1, -1, Fraction(-1, 3)])
+@pytest.mark.parametrize(
+    "headroom", [math.nan, math.inf, -0.1, -1, Fraction(-1, 3), 2**31, 1e300, 10**400]
+)
 def test_invalid_headroom(headroom):
     with pytest.raises(ValueError, match="headroom"):
         blocks_of(1, 1, headroom)
@@ -169,6 +173,31 @@ def test_waste_of_alignment_is_reported():
     plain = plan(dsv4_pro(), HBM, **options, layout=CacheLayout("fp8", "fp8")).stages[0]
     waste = sum(part.waste_bytes for part in padded.parts)
     assert padded.cache_bytes - plain.cache_bytes == waste > 0
+
+
+def test_numpy_integers_are_the_integers():
+    """Their products overflow, which would make anything fit."""
+    options = {"context_tokens": 1_000_000, "requests": 1_000_000}
+    parallel = {"tensor_parallel": 2, "pipeline_stages": 2, "data_parallel": 3}
+    for kind in (np.int32, np.int64, np.uint32):
+        sizes = {name: kind(value) for name, value in (options | parallel).items()}
+        made = plan(dsv4_pro(), np.int64(HBM), np.int64(10**12), **sizes, headroom=kind(1))
+        expected = plan(dsv4_pro(), HBM, 10**12, **options, **parallel, headroom=1)
+        assert made == expected and not made.fits
+        assert {type(value) for value in vars(made).values()} == {
+            type(value) for value in vars(expected).values()
+        }
+
+
+def test_a_numpy_alignment_fits_no_more():
+    options = {"context_tokens": 1_048_576, "requests": 64}
+    for alignment in (576, 2**20):
+        plain, numpy = (
+            plan(dsv4_pro(), HBM, **options, layout=CacheLayout(page_alignment=kind(alignment)))
+            for kind in (int, np.int32)
+        )
+        assert plain == numpy
+        assert plain.fits == numpy.fits and plain.free_bytes == numpy.free_bytes
 
 
 class Device:
@@ -279,7 +308,7 @@ options = st.fixed_dictionaries(
     {
         "layout": st.builds(
             CacheLayout,
-            st.sampled_from(["bf16", "fp8", "uniform_fp8"]),
+            st.sampled_from(["bf16", "fp8", "token_fp8", Entry("float8_e5m2", 99)]),
             st.sampled_from(["bf16", "fp8", "fp4"]),
             st.integers(1, 4),
             st.sampled_from([1, 512, 576]),

@@ -3,6 +3,9 @@
 import dataclasses
 from fractions import Fraction
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +39,7 @@ MIB, GIB = 2**20, 2**30
     ],
 )
 def test_reference_bytes_per_token(config, layout, per_token, gib_at_1m):
-    assert bytes_per_token(config, layout, layout) == per_token
+    assert bytes_per_token(config, CacheLayout(layout, layout)) == per_token
     assert f"{float(per_token * MIB / GIB):.3f}" == gib_at_1m
 
 
@@ -49,7 +52,7 @@ def test_reference_state_per_request():
     assert 31 * hca.state_bytes == 15.5 * MIB
     assert request_state_bytes(pro) == 25.46875 * MIB
     assert request_state_bytes(pro, speculative=True) == (7.625 + 2 * 17.84375) * MIB
-    assert request_state_bytes(pro, "fp8") == (61 * 128 * 584) + 17.84375 * MIB
+    assert request_state_bytes(pro, CacheLayout("fp8")) == (61 * 128 * 584) + 17.84375 * MIB
     assert request_state_bytes(pro, mtp=True) == 25.46875 * MIB + 128 * 1024
 
 
@@ -76,6 +79,12 @@ def test_schema_of_each_layer_type():
         (CacheLayout("bf16", "bf16"), Entry("bfloat16", 512), Entry("bfloat16", 128)),
         (CacheLayout("fp8", "fp8"), Entry("uint8", 584), Entry("uint8", 132)),
         (CacheLayout("uniform_fp8", "fp4"), Entry("float8_e4m3fn", 512), Entry("uint8", 68)),
+        (CacheLayout("token_fp8", "fp4"), Entry("uint8", 516), Entry("uint8", 68)),
+        (
+            CacheLayout(Entry("float8_e5m2", 576), Entry("int8", 129)),
+            Entry("float8_e5m2", 576),
+            Entry("int8", 129),
+        ),
     ],
 )
 def test_entries_as_stored(layout, kv, indexer):
@@ -103,22 +112,25 @@ def test_page_is_the_least_multiple_that_holds_its_entries(entries, width, align
 
 
 @pytest.mark.parametrize("indexer", ["bf16", "fp8", "fp4"])
-@pytest.mark.parametrize("kv", ["bf16", "fp8", "uniform_fp8"])
+@pytest.mark.parametrize("kv", ["bf16", "fp8", "token_fp8", "uniform_fp8"])
 @pytest.mark.parametrize("config", [dsv4_pro(), dsv4_flash()], ids=["pro", "flash"])
 def test_block_bytes_are_the_sum_over_layers(config, kv, indexer):
-    kv_bytes = {"bf16": 1024, "fp8": 584, "uniform_fp8": 512}[kv]
+    kv_bytes = {"bf16": 1024, "fp8": 584, "token_fp8": 516, "uniform_fp8": 512}[kv]
     indexer_bytes = {"bf16": 256, "fp8": 132, "fp4": 68}[indexer]
     num_csa, num_hca = (config.layer_types.count(kind) for kind in (CSA, HCA))
     for block_size in (128, 256, 1280):
         csa_bytes = num_csa * block_size // 4 * (kv_bytes + indexer_bytes)
         hca_bytes = num_hca * block_size // 128 * kv_bytes
-        total = bytes_per_block(config, kv, indexer, block_size=block_size)
+        total = bytes_per_block(config, CacheLayout(kv, indexer, block_size // 128))
         assert total == csa_bytes + hca_bytes
         layout = CacheLayout(kv, indexer, block_size // 128, 576)
         csa, hca = (build_schema(config, LayerSpec(0, kind), layout) for kind in (CSA, HCA))
         assert num_csa * csa.bytes_per_token * block_size == csa_bytes  # padding not included
         assert num_hca * hca.bytes_per_token * block_size == hca_bytes
-        assert bytes_per_token(config, kv, indexer) == Fraction(total, block_size)
+        assert bytes_per_token(config, layout) == Fraction(total, block_size)
+        assert bytes_per_block(config, layout) == (
+            num_csa * csa.bytes_per_block + num_hca * hca.bytes_per_block
+        )
 
 
 def test_compressed_mtp_layers_cost_tokens_too():
@@ -127,10 +139,80 @@ def test_compressed_mtp_layers_cost_tokens_too():
     assert bytes_per_token(config, mtp=True) == 320
 
 
-@pytest.mark.parametrize("block_size", [-128, 0, 4, 127, 130])
-def test_block_size_that_a_ratio_does_not_divide(block_size):
-    with pytest.raises(ValueError, match="block_size"):
-        bytes_per_block(dsv4_pro(), block_size=block_size)
+@pytest.mark.parametrize(
+    ("dtype", "name", "num_bytes"),
+    [
+        ("float8_e5m2", "float8_e5m2", 7),
+        ("float8_e8m0fnu", "float8_e8m0fnu", 7),
+        (jnp.float8_e4m3b11fnuz, "float8_e4m3b11fnuz", 7),
+        (np.dtype(np.float16), "float16", 14),
+        (np.float32, "float32", 28),
+        ("bool", "bool", 7),
+    ],
+)
+def test_entries_of_any_dtype(dtype, name, num_bytes):
+    entry = Entry(dtype, np.int32(7))
+    assert entry == Entry(name, 7)
+    assert (entry.dtype, entry.bytes, type(entry.width)) == (name, num_bytes, int)
+    layout = CacheLayout(kv=entry, indexer=entry)
+    csa = build_schema(dsv4_pro(), LayerSpec(0, CSA), layout)
+    assert csa.kv_page.bytes == csa.indexer_page.bytes == 32 * num_bytes
+    assert bytes_per_token(DSV4Config((SWA, CSA)), layout) == Fraction(2 * num_bytes, 4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"),
+    [
+        ("float9", ValueError),
+        ("int4", ValueError),
+        ("float4_e2m1fn", ValueError),
+        ("U4", ValueError),
+        ("object", ValueError),
+        ("datetime64[s]", ValueError),
+        (None, TypeError),
+        (8, TypeError),
+        (jax.dtypes.prng_key, TypeError),
+    ],
+)
+def test_entries_of_no_dtype(dtype, error):
+    with pytest.raises(error, match="^dtype: expected a dtype of numbers or bool"):
+        Entry(dtype, 7)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Entry("uint8", -1), "width: .*got -1"),
+        (lambda: Page(-1, Entry("uint8", 1)), "entries: .*got -1"),
+        (lambda: Page(1, Entry("uint8", 1), 0), "alignment: .*got 0"),
+    ],
+)
+def test_entries_and_pages_name_the_invalid_field(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_layout_of_a_wrong_type():
+    for field in ("kv", "indexer"):
+        with pytest.raises(TypeError, match=f"{field}: expected an Entry or one of 'bf16'.*got 8"):
+            CacheLayout(**{field: 8})
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.int64, np.uint8])
+def test_numpy_integers_do_not_overflow(kind):
+    """An int8 that holds each figure does not hold their products."""
+    page = Page(kind(100), Entry("uint8", kind(100)), kind(99))
+    assert (page.bytes, page.waste_bytes) == (10_098, 98)
+    layout = CacheLayout(block_multiple=kind(100), page_alignment=kind(99))
+    assert layout == CacheLayout(block_multiple=100, page_alignment=99)
+    config = DSV4Config((CSA,), head_dim=kind(100), qk_rope_head_dim=kind(8), csa_ratio=kind(4))
+    plain = DSV4Config((CSA,), head_dim=100, qk_rope_head_dim=8, csa_ratio=4)
+    assert bytes_per_block(config, layout) == bytes_per_block(plain, layout)
+    assert request_state_bytes(config, layout) == request_state_bytes(plain, layout)
+    schema = build_schema(plain, LayerSpec(kind(0), CSA))
+    changed = dataclasses.replace(schema, entries_per_block=kind(64), sliding_window=kind(127))
+    assert changed.kv_page.bytes == 64 * 200
+    assert changed.swa_ring.bytes == 127 * 200
 
 
 @pytest.mark.parametrize(

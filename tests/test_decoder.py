@@ -1,15 +1,15 @@
 """Generations are those of plain greedy decoding, in fewer steps, in one program, in place."""
 
-import math
-import re
+import functools
+import inspect
 
+import copies
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_gpu_program
 import toy_model
-from jax_sa.generate import _merge
 
 import jax_sa
 
@@ -212,30 +212,154 @@ def test_a_step_without_drafts_reads_one_token():
     assert widths == [1] * 21  # the prompt, too
 
 
-def test_the_block_is_as_long_as_the_longest_draft():
-    decoder = jax_sa.Decoder(toy_model.model)
-    assert decoder._draft_widths(0) == [0]
-    assert decoder._draft_widths(1) == [0, 1]
-    assert decoder._draft_widths(6) == [0, 2, 4, 6]
-    assert decoder._draft_widths(16) == [0, 2, 4, 8, 16]
-    decoder = jax_sa.Decoder(toy_model.model, drafter=DRAFTER)
-    assert decoder._draft_widths(2) == [2]
-    assert decoder._draft_widths(16) == [2, 4, 8, 16]
+def test_widths():
+    """Powers of two up to the longest draft, the neural one's length, and none at all."""
+    assert jax_sa.Decoder(toy_model.model).widths(drafts=False) == (0,)
+    assert jax_sa.Decoder(toy_model.model, max_draft=1).widths() == (0, 1)
+    assert jax_sa.Decoder(toy_model.model, max_draft=6).widths() == (0, 1, 2, 4, 6)
+    assert jax_sa.Decoder(toy_model.model, max_draft=16).widths() == (0, 1, 2, 4, 8, 16)
+    decoder = jax_sa.Decoder(toy_model.model, max_draft=4, drafter=DRAFTER._replace(max_draft=3))
+    assert decoder.widths() == (0, 1, 2, 3, 4)
+    assert decoder.widths(drafts=False) == (0, 1, 2, 3)
 
 
-def test_drafts_that_agree_need_no_long_match():
-    automaton = jax_sa.Draft(
-        tokens=jnp.array([[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 0, 0], [0, 0, 0]], jnp.int32),
-        length=jnp.array([3, 3, 3, 1, 0], jnp.int32),
-        match_length=jnp.array([1, 1, 4, 1, 0], jnp.int32),
-        match_end=jnp.array([7, 7, 7, 7, 0], jnp.int32),
+@pytest.mark.parametrize("mode", ["automaton", "hybrid"])
+@pytest.mark.parametrize("index", range(4))
+def test_costs_choose_the_width_and_never_the_tokens(mode, index):
+    prompts, lengths = random_prompts(3, [30, 21, 8])
+    decoder = jax_sa.Decoder(
+        toy_model.model, max_draft=MAX_DRAFT, drafter=MODES[mode].get("drafter")
     )
-    neural = jnp.array([[1, 2], [1, 9], [8, 9], [1, 0], [0, 0]], jnp.int32)
-    merged = _merge(automaton, neural, threshold=4)
-    assert merged.tokens.tolist() == [[1, 2, 3], [1, 9, 0], [1, 2, 3], [1, 0, 0], [0, 0, 0]]
-    assert merged.length.tolist() == [3, 2, 3, 2, 2]
-    assert merged.match_length.tolist() == [1, 0, 4, 0, 0]
-    assert merged.match_end.tolist() == [7, 0, 7, 0, 0]
+    widths = decoder.widths()
+    costs = jnp.where(jnp.arange(len(widths)) == index, 1.0, jnp.inf).astype(jnp.float32)
+    cache, state = toy_model.init_cache(3, 256), jax_sa.init(3, 256)
+    done = decoder.generate(
+        PARAMS, prompts, lengths, cache, max_new_tokens=40, state=state, costs=costs
+    )
+    for row, length in enumerate(lengths.tolist()):
+        expected = toy_model.greedy(prompts[row, :length].tolist(), 40)
+        assert done.tokens[row].tolist() == expected
+    assert (done.drafted <= widths[index] * done.steps).all()
+    assert bool(done.drafted.any()) == (widths[index] > 0)
+
+
+def test_costs_of_another_number_are_an_error():
+    decoder = jax_sa.Decoder(toy_model.model)
+    arguments = PARAMS, PROMPTS, jnp.full(2, 3, jnp.int32), toy_model.init_cache(2, 32)
+    with pytest.raises(ValueError, match=r"costs: expected float32\[1,\], got float32\[3\]"):
+        decoder.generate(*arguments, max_new_tokens=4, costs=jnp.ones(3, jnp.float32))
+
+
+def test_other_costs_compile_nothing():
+    calls = []
+
+    def counting(params, tokens, cache):
+        calls.append(tokens.shape)
+        return toy_model.model(params, tokens, cache)
+
+    decoder = jax_sa.Decoder(counting, max_draft=2)
+    seen = []
+    for cost in (1.0, 9.0):
+        decoder.generate(
+            PARAMS,
+            PROMPTS,
+            jnp.full(2, 3, jnp.int32),
+            toy_model.init_cache(2, 32),
+            max_new_tokens=4,
+            state=jax_sa.init(2, 32),
+            costs=jnp.asarray([1.0, cost, cost], jnp.float32),
+        )
+        seen.append(len(calls))
+    assert seen[0] == seen[1]
+
+
+def test_calibration_measures_every_width_and_leaves_the_buffers_as_they_were():
+    prompts, lengths = random_prompts(5, [12, 20])
+    decoder = jax_sa.Decoder(toy_model.model, max_draft=MAX_DRAFT)
+    cache, state = toy_model.init_cache(2, 256), jax_sa.init(2, 256)
+    seen = []
+    measured = decoder.calibrate(
+        PARAMS,
+        prompts,
+        lengths,
+        cache,
+        max_new_tokens=30,
+        state=state,
+        on_progress=lambda *done: seen.append(done),
+    )
+    widths = decoder.widths()
+    assert measured.costs.shape == (len(widths),) and (measured.costs > 0).all()
+    assert seen == [(i + 1, len(widths)) for i in range(len(widths))]
+    assert not measured.cache.length.any() and not measured.state.length.any()
+    done = decoder.generate(
+        PARAMS,
+        prompts,
+        lengths,
+        measured.cache,
+        max_new_tokens=30,
+        state=measured.state,
+        costs=measured.costs,
+    )
+    for row, length in enumerate(lengths.tolist()):
+        assert done.tokens[row].tolist() == toy_model.greedy(prompts[row, :length].tolist(), 30)
+
+
+def drafts_of_a_generation(threshold, automaton=True):
+    """The draft that each step verifies, of every row."""
+    prompts, lengths = random_prompts(1, [40, 35, 30])
+    decoder = jax_sa.Decoder(
+        toy_model.model, drafter=DRAFTER, max_draft=MAX_DRAFT, threshold=threshold
+    )
+    generation = decoder.init(
+        PARAMS,
+        prompts,
+        lengths,
+        toy_model.init_cache(3, 256),
+        max_new_tokens=60,
+        state=jax_sa.init(3, 256) if automaton else None,
+    )
+    drafts = [jax.device_get(generation.draft)]
+    while not generation.finished.all():
+        generation, _ = decoder.step(PARAMS, generation)
+        drafts.append(jax.device_get(generation.draft))
+    return drafts
+
+
+def test_a_threshold_that_nothing_reaches_gives_the_neural_drafts():
+    hybrid = drafts_of_a_generation(10**9)
+    neural = drafts_of_a_generation(4, automaton=False)
+    assert len(hybrid) == len(neural)
+    for one, other in zip(hybrid, neural, strict=True):
+        np.testing.assert_array_equal(one.length, other.length)
+        np.testing.assert_array_equal(one.tokens[:, :2], other.tokens)
+        assert not one.tokens[:, 2:].any() and not one.match_length.any()
+    assert len(drafts_of_a_generation(1)) != len(neural)
+
+
+@pytest.mark.parametrize("threshold", [1, 3, 4, 6, 10**9])
+def test_decoder_manager_and_merge_drafts_agree(threshold):
+    """One text, one neural draft, three ways to the hybrid's draft."""
+    prompts = random_prompts(11, [30] * 8)[0]
+    lengths = jnp.full(8, 30, jnp.int32)
+    options = {"max_draft": MAX_DRAFT, "threshold": threshold}
+    decoder = jax_sa.Decoder(toy_model.model, drafter=DRAFTER, **options)
+    state = jax_sa.init(8, 64)
+    generation = decoder.init(
+        PARAMS, prompts, lengths, toy_model.init_cache(8, 64), max_new_tokens=32, state=state
+    )
+    rows = jnp.arange(8, dtype=jnp.int32)
+    last, before = prompts[rows, -1], prompts[rows, -2]
+    first = PARAMS[before, last]
+    neural = jnp.stack([first, PARAMS[last, first]], axis=1)
+
+    _, automaton = jax_sa.extend_lookup(jax_sa.init(8, 64), prompts, lengths, max_draft=MAX_DRAFT)
+    merged = jax_sa.merge_drafts(automaton, neural, threshold)
+    manager = jax_sa.SuffixAutomatonManager(jax_sa.SAConfig(64, 8, **options), 8)
+    for row in range(8):
+        manager.add_request(row, np.asarray(prompts[row]))
+    manager.prepare(range(8))
+    jax.tree.map(np.testing.assert_array_equal, manager.lookup(neural), merged)
+    jax.tree.map(np.testing.assert_array_equal, generation.draft, merged)
 
 
 def test_sampling_at_temperature_zero_is_greedy():
@@ -262,6 +386,7 @@ def test_sampling_has_the_models_distribution():
         max_new_tokens=3,
         state=jax_sa.init(rows, 9),
         sampling=jax_sa.Sampling(jax.random.key(1), temperature=jnp.full(rows, 0.7)),
+        costs=jnp.ones(6, jnp.float32),
     )
     assert generation.accepted.sum() > rows // 4
     p = np.asarray(jax.nn.softmax(logits / 0.7, axis=-1), np.float64)
@@ -270,6 +395,122 @@ def test_sampling_has_the_models_distribution():
     expected = rows * p[0][:, None, None] * p[:, :, None] * p[None]
     chi_square = np.sum((counts - expected) ** 2 / expected)
     assert chi_square < 24.3  # 7 degrees of freedom: once in 1000
+
+
+def sharded_generate(mode, in_specs, arguments, **options):
+    """A generation inside shard_map, with its default checks, of 2 rows on each of 2 devices."""
+    devices = np.reshape(jax.local_devices(backend="cpu")[:4], (2, 2))
+    mesh = jax.sharding.Mesh(devices, ("data", "model"))
+    options = dict(MODES[mode]) | options
+    automaton = options.pop("automaton", False)
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=in_specs, out_specs=jax.sharding.PartitionSpec("data")
+    )
+    def program(prompts, lengths, key):
+        sampling = None if key is None else jax_sa.Sampling(key[0])
+        generation = jax_sa.generate(
+            toy_model.model,
+            PARAMS,
+            prompts,
+            lengths,
+            toy_model.init_cache(2, 128),
+            max_new_tokens=30,
+            state=jax_sa.init(2, 128) if automaton else None,
+            max_draft=MAX_DRAFT,
+            sampling=sampling,
+            **options,
+        )
+        return generation.tokens, generation.lengths, generation.steps, generation.accepted
+
+    return jax.device_get(program(*arguments))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_inside_shard_map(mode):
+    """Slots are local: each shard's automata are those of its own rows."""
+    P = jax.sharding.PartitionSpec
+    prompts, lengths = random_prompts(12, [20, 7, 11, 16])
+    got = sharded_generate(mode, (P("data"), P("data"), P()), (prompts, lengths, None))
+    alone = generate(prompts, lengths, 30, **MODES[mode])
+    # Each shard chooses the width of its own blocks, so only the tokens are the same.
+    jax.tree.map(np.testing.assert_array_equal, got[:2], (alone.tokens, alone.lengths))
+    for row, length in enumerate(lengths.tolist()):
+        assert got[0][row].tolist() == toy_model.greedy(prompts[row, :length].tolist(), 30)
+
+
+@pytest.mark.parametrize("mode", ["none", "hybrid"])
+def test_inside_shard_map_when_only_the_key_varies(mode):
+    P = jax.sharding.PartitionSpec
+    prompts, lengths = random_prompts(13, [20, 7])
+    keys = jax.random.split(jax.random.key(0), 2)
+    tokens, counts, steps, accepted = sharded_generate(
+        mode, (P(), P(), P("data")), (prompts, lengths, keys)
+    )
+    assert counts.tolist() == [30] * 4 == (steps + accepted).tolist()
+    assert (tokens[:2] != tokens[2:]).any()
+    for shard in range(2):
+        alone = generate(prompts, lengths, 30, sampling=jax_sa.Sampling(keys[shard]), **MODES[mode])
+        np.testing.assert_array_equal(tokens[2 * shard : 2 * shard + 2], alone.tokens)
+
+
+def test_decoder_generate_is_generate():
+    prompts, lengths = random_prompts(9, [9, 14])
+    expected = generate(prompts, lengths, 25, stop_tokens=(3,), **MODES["hybrid"])
+    decoder = jax_sa.Decoder(
+        toy_model.model, drafter=DRAFTER, max_draft=MAX_DRAFT, stop_tokens=(3,)
+    )
+    cache, state = toy_model.init_cache(2, 256), jax_sa.init(2, 256)
+    generation = decoder.generate(PARAMS, prompts, lengths, cache, max_new_tokens=25, state=state)
+    jax.tree.map(np.testing.assert_array_equal, generation, expected)
+
+
+def test_decoders_of_the_same_functions_share_compiled_code():
+    calls = []
+
+    def counting(params, tokens, cache):
+        calls.append(tokens.shape)
+        return toy_model.model(params, tokens, cache)
+
+    def run(**options):
+        cache = toy_model.init_cache(2, 32)
+        lengths = jnp.full(2, 3, jnp.int32)
+        jax_sa.generate(counting, PARAMS, PROMPTS, lengths, cache, max_new_tokens=4, **options)
+        return len(calls)
+
+    first = run(max_draft=4, draft_factor=2, stop_tokens=(5,))
+    assert (
+        run(max_draft=np.int64(4), draft_factor=np.float32(2), stop_tokens=(np.int8(5),)) == first
+    )
+    assert run(max_draft=5, draft_factor=2, stop_tokens=(5,)) > first
+
+
+def test_numpys_numbers_are_pythons():
+    plain = {"max_draft": 4, "min_match": 2, "max_match": 9, "draft_factor": 1.5, "periodic": True}
+    plain |= {"threshold": 3, "stop_tokens": (1, 2), "drafter": DRAFTER}
+    numpys = {
+        "max_draft": np.int32(4),
+        "min_match": np.uint8(2),
+        "max_match": jnp.int32(9),
+        "draft_factor": np.float32(1.5),
+        "periodic": np.True_,
+        "threshold": np.int64(3),
+        "stop_tokens": (np.int32(1), jnp.int32(2)),
+        "drafter": DRAFTER._replace(max_draft=np.int64(2)),
+    }
+    decoder, other = (jax_sa.Decoder(toy_model.model, **options) for options in (plain, numpys))
+    assert decoder == other and hash(decoder) == hash(other)
+    for name in plain:
+        assert type(getattr(other, name)) is type(getattr(decoder, name))
+    assert [type(token) for token in other.stop_tokens] == [int, int]
+    assert type(other.drafter.max_draft) is int
+
+
+def test_help_shows_the_contract_of_a_model():
+    contract = inspect.getdoc(jax_sa.Decoder)
+    for words in ("model(params, tokens int32[B, T], cache)", "cache.length[b] + t", "`length`"):
+        assert words in contract
 
 
 def compile_generate(sharding=None, *, automaton=False, **options):
@@ -302,18 +543,9 @@ def compile_generate(sharding=None, *, automaton=False, **options):
 
 
 def assert_in_place(compiled, donated):
-    """No copy as large as a leaf of a slot, all that was donated aliased, no room for a slot."""
-    copies = [
-        line.strip()
-        for line in compiled.as_text().splitlines()
-        if (shape := re.search(r"= \w+\[([\d,]+)\]\S* copy(-start)?\(", line))
-        and math.prod(map(int, shape[1].split(","))) >= SMALLEST_COPY
-    ]
-    assert not copies
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(donated))
-    memory = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes >= size
-    assert memory.temp_size_in_bytes < jax_sa.get_state_size(LARGE)
+    """No copy as large as a leaf of a slot, and no room for a slot."""
+    room = jax_sa.get_state_size(LARGE)
+    copies.assert_in_place(compiled, donated, smallest=4 * SMALLEST_COPY, room=room)
 
 
 @pytest.mark.parametrize("mode", MODES)

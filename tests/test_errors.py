@@ -78,6 +78,9 @@ LOOKUP_ERRORS = [
     ({"draft_factor": float("inf")}, ValueError, "draft_factor: expected .*got inf"),
     ({"draft_factor": "1"}, TypeError, "draft_factor: expected .*got '1'"),
     ({"periodic": 1}, TypeError, "periodic: expected a bool, got 1"),
+    ({"limits": 3}, TypeError, r"limits: expected int32\[2,\], got int"),
+    ({"limits": LENGTHS[:1]}, ValueError, r"limits: expected int32\[2,\], got int32\[1\]"),
+    ({"limits": LENGTHS.astype("int8")}, TypeError, "limits: expected int32.*got int8"),
 ]
 
 
@@ -125,7 +128,82 @@ def test_errors_come_while_tracing(state):
         jax.jit(lambda s: jax_sa.lookup(s, max_draft=0)).trace(state)
 
 
-def test_vmap_is_refused(state):
+OPS = {
+    "extend": lambda s: jax_sa.extend(s, TOKENS, LENGTHS),
+    "lookup": lambda s: jax_sa.lookup(s, max_draft=2),
+    "extend_lookup": lambda s: jax_sa.extend_lookup(s, TOKENS, LENGTHS, max_draft=2),
+    "reset": lambda s: jax_sa.reset(s, LENGTHS),
+    "copy_slots": lambda s: jax_sa.copy_slots(s, LENGTHS, LENGTHS),
+    "insert": lambda s: jax_sa.insert(s, jax_sa.init(1, 8), 0),
+    "read_tokens": lambda s: jax_sa.read_tokens(s, LENGTHS, length=2),
+    "validate": jax_sa.validate,
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
+def test_vmap_is_refused(state, op, wrap):
     batched = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-    with pytest.raises(NotImplementedError, match="vmap"):
-        jax.vmap(lambda s: jax_sa.lookup(s, max_draft=2))(batched)
+    with pytest.raises(NotImplementedError, match=f"^{op}: expected .*vmap.*slot axis") as error:
+        jax.vmap(wrap(OPS[op]))(batched)
+    assert "vmap_method" not in str(error.value)
+
+
+def test_vmap_of_one_argument_is_refused(state):
+    with pytest.raises(NotImplementedError, match="^lookup: expected a call without vmap"):
+        jax.vmap(lambda limits: jax_sa.lookup(state, max_draft=2, limits=limits))(TOKENS.T)
+    with pytest.raises(NotImplementedError, match="^reset: expected a call without vmap"):
+        jax.vmap(lambda slot: jax.lax.fori_loop(0, 2, lambda i, s: jax_sa.reset(s, slot), state))(
+            TOKENS
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"built": {}}, TypeError, "state: expected a jax_sa.State, got dict"),
+        ({"built": jax_sa.init(2, 8)}, ValueError, "built: expected one slot .*8, got 2 of 8"),
+        ({"built": jax_sa.init(1, 9)}, ValueError, "built: expected one slot .*8, got 1 of 9"),
+        ({"slot": 2}, ValueError, r"slot: expected an int in \[0, 1\], got 2"),
+        ({"slot": -1}, ValueError, r"slot: expected an int in \[0, 1\], got -1"),
+        ({"slot": True}, TypeError, "slot: expected an int .*got True"),
+        ({"slot": LENGTHS}, ValueError, r"slot: expected int32\[\], got int32\[2\]"),
+        ({"slot": np.zeros((), np.int64)}, TypeError, r"slot: expected int32\[\], got int64"),
+    ],
+)
+def test_insert(state, arguments, error, message):
+    with pytest.raises(error, match=message):
+        jax_sa.insert(**{"state": state, "built": jax_sa.init(1, 8), "slot": 0} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"length": 0}, ValueError, "length: expected an int .*got 0"),
+        ({"length": None}, TypeError, "length: expected an int .*got None"),
+        ({"starts": 0}, TypeError, r"starts: expected int32\[2,\], got int"),
+        ({"starts": LENGTHS[:1]}, ValueError, r"starts: expected int32\[2,\], got int32\[1\]"),
+        ({"slots": LENGTHS[:1]}, ValueError, r"starts: expected int32\[1,\], got int32\[2\]"),
+    ],
+)
+def test_read_tokens(state, arguments, error, message):
+    with pytest.raises(error, match=message):
+        jax_sa.read_tokens(state, **{"starts": LENGTHS, "length": 3} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "message"),
+    [
+        ([1.5], TypeError, "tokens: expected a sequence of ints, got float64"),
+        ([[1]], TypeError, r"tokens: expected a sequence of ints, got int64\[1, 1\]"),
+        ([1] * 9, ValueError, "tokens: expected at most 8, got 9"),
+        ([2**31], ValueError, "tokens: expected int32s, got 2147483648..2147483648"),
+    ],
+)
+def test_build_on_host(tokens, error, message):
+    with pytest.raises(error, match=message):
+        jax_sa.build_on_host(tokens, 8)
+    with pytest.raises(ValueError, match="max_seq_len: expected an int"):
+        jax_sa.build_on_host([], 0)
+    with pytest.raises(ValueError, match="seed: expected an int"):
+        jax_sa.build_on_host([], 8, seed=2**31)

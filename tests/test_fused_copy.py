@@ -177,6 +177,113 @@ def test_sizes_and_fills_by_leaf():
     assert copied["mask"].tolist() == [[1] + [-np.inf] * 5] * 2 + [[-np.inf] * 6] * 2
 
 
+def test_none_is_an_empty_place():
+    """In the destinations None holds nothing; among sizes and fills it is a value."""
+    zeros = {"ids": jnp.zeros(4, jnp.int32), "mask": None, "pages": jnp.zeros((4, 3), jnp.int32)}
+    ones = jax.tree.map(jnp.ones_like, zeros)
+    whole = jax_sa.fused_copy(zeros, ones, rows=jnp.int32(2), columns=1, extra_rows=1, fill=7)
+    assert whole.clamped.tolist() == [False, False]
+    assert whole.destinations["mask"] is None
+    assert whole.destinations["ids"].tolist() == [1, 1, 1, 7]
+    by_leaf = jax_sa.fused_copy(
+        zeros,
+        ones,
+        rows={"ids": 1, "mask": 9, "pages": None},
+        columns={"ids": None, "mask": None, "pages": 2},
+        fill={"ids": None, "mask": None, "pages": 5},
+    ).destinations
+    assert by_leaf["ids"].tolist() == [1, 0, 0, 0]
+    assert by_leaf["pages"].tolist() == [[1, 1, 5]] * 4
+    with pytest.raises(ValueError, match="sources: expected the structure"):
+        jax_sa.fused_copy(zeros, ones | {"mask": jnp.ones(4, jnp.int32)})
+
+
+def test_metadata_without_a_page_table():
+    buffers, batch = (
+        dataclasses.replace(metadata(rows, 4, start), page_table=None)
+        for rows, start in ((8, -9000), (5, 1))
+    )
+    copied = jax_sa.copy_replay_metadata(buffers, batch, rows=jnp.int32(3), pages=2, fill=0)
+    assert copied.destinations.page_table is None
+    assert copied.destinations.seq_lens.tolist() == [*batch.seq_lens[:3].tolist()] + [0] * 5
+
+
+def filled(dtype, fill):
+    """An item that was filled, as Python has it."""
+    destination, source = jnp.zeros(1, dtype), jnp.zeros(0, dtype)
+    return jax_sa.fused_copy(destination, source, fill=fill).destinations[0].item()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill", "expected"),
+    [
+        ("int32", np.uint32(2**31 - 1), 2**31 - 1),
+        ("int32", np.int64(-(2**31)), -(2**31)),
+        ("uint32", 2**32 - 1, 2**32 - 1),
+        ("int8", -128.0, -128),
+        ("bool", True, True),
+        ("bool", 0, False),
+        ("float32", 16_777_217, 16_777_216.0),  # rounded
+        ("float32", -np.inf, -np.inf),
+        ("bfloat16", jnp.bfloat16(1.5), 1.5),
+        ("bfloat16", jnp.float32(0.25), 0.25),
+        ("float8_e4m3fn", 448, 448.0),
+        ("float8_e4m3fn", -0.5, -0.5),
+        ("float8_e5m2", np.inf, np.inf),
+        ("complex64", complex(1, -np.inf), complex(1, -np.inf)),
+    ],
+)
+def test_fills_that_the_dtype_holds(dtype, fill, expected):
+    assert filled(dtype, fill) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn", "complex64"])
+def test_a_fill_of_nan(dtype):
+    assert np.isnan(filled(dtype, np.nan))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill"),
+    [
+        ("int32", np.uint32(2**32 - 1)),
+        ("int32", np.int64(2**31)),
+        ("int32", 2**70),
+        ("int32", np.nan),
+        ("int32", -np.inf),
+        ("int8", np.uint8(255)),
+        ("uint8", np.int8(-1)),
+        ("uint32", -1),
+        ("uint32", np.int32(-1)),
+        ("bool", 2),
+        ("bool", -1),
+        ("bool", np.nan),
+        ("float32", 1e39),
+        ("float32", 10**400),
+        ("bfloat16", -1e39),
+        ("float8_e4m3fn", np.inf),
+        ("float8_e4m3fn", -np.inf),
+        ("float8_e4m3fn", 1e6),
+        ("float8_e4m3b11fnuz", np.inf),
+        ("float8_e5m2", 1e6),
+        ("complex64", complex(0, 1e39)),
+    ],
+)
+def test_fills_that_the_dtype_does_not_hold(dtype, fill):
+    message = rf"fill: expected a number that {dtype} of destinations\['a'\] holds"
+    array = {"a": jnp.zeros(3, dtype)}
+    with pytest.raises(ValueError, match=message):
+        jax_sa.fused_copy(array, jax.tree.map(jnp.copy, array), fill=fill)
+
+
+def test_a_traced_fill_is_refused():
+    @jax.jit
+    def copy(destination, source, fill):
+        return jax_sa.fused_copy({"a": destination}, {"a": source}, fill=fill)
+
+    with pytest.raises(TypeError, match=r"fill: .*int32 of destinations\['a'\].* must be known"):
+        copy(jnp.zeros(3, jnp.int32), jnp.ones(2, jnp.int32), 1)
+
+
 def test_no_leaves():
     copied = jax_sa.fused_copy({}, {})
     assert copied.destinations == {} and copied.clamped.shape == (0,)

@@ -16,7 +16,7 @@ from metadata_programs import (
     assert_copies_in_place,
     compile_metadata_program,
 )
-from programs import PROGRAMS, assert_in_place, compile_program
+from programs import PROGRAMS, assert_in_place, compile_insert, compile_program
 from requirements import unavailable
 
 from jax_sa import _targets
@@ -47,6 +47,11 @@ def test_in_place(h100, program):
 def test_captured(h100, program, tmp_path):
     """Every custom call sits inside a command buffer, which becomes a CUDA graph."""
     compile_program(program, h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
+    assert_captured(tmp_path)
+
+
+def test_insert_in_place_and_captured(h100, tmp_path):
+    assert_in_place(compile_insert(h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1))
     assert_captured(tmp_path)
 
 

@@ -9,6 +9,7 @@ from programs import (
     PROGRAMS,
     SLOTS,
     assert_in_place,
+    compile_insert,
     compile_program,
     decode_step,
 )
@@ -19,6 +20,10 @@ import jax_sa
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_no_copy_in_the_compiled_program(program):
     assert_in_place(compile_program(program))
+
+
+def test_no_copy_in_insert():
+    assert_in_place(compile_insert())
 
 
 def test_the_check_sees_copies():

@@ -6,7 +6,6 @@ must be the same, up to the places of edges in their table.
 """
 
 import ctypes
-import dataclasses
 import pathlib
 import shutil
 import subprocess
@@ -46,13 +45,14 @@ def test_any_order_of_lanes(library, name, seed):
     text = texts.SMALL[name]
     capacity = len(text)
     state = jax.tree.map(np.array, jax_sa.init(1, capacity))
+    leaves = [pointer(leaf) for leaf in jax.tree.leaves(state)]
     width = 1 + 6 * seed
     for call, begin in enumerate(range(0, capacity, width)):
         block = np.array(text[begin : begin + width], np.int32)
         drafted = np.full(MAX_DRAFT, -9, np.int32)
         library.extend_lookup(
-            *(pointer(getattr(state, field.name)) for field in dataclasses.fields(state)),
-            *(1, capacity, state.edges.shape[1]),
+            (ctypes.c_void_p * len(leaves))(*leaves),
+            *(capacity, state.edges.shape[1]),
             *(pointer(block), pointer(np.array([len(block)], np.int32)), len(block)),
             *(pointer(drafted), MAX_DRAFT, 1000 * seed + call),
         )

@@ -1,5 +1,10 @@
 """Requests come, are batched in any order, and go, and each has the drafts of its own text."""
 
+import concurrent.futures
+import functools
+import threading
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +14,7 @@ from calls import assert_draft_equals, assert_drafts_nothing, int32, reference_o
 from inspection import assert_slot_equals
 
 import jax_sa
+from jax_sa import host_build
 from jax_sa import manager as manager_module
 
 CAPACITY, MAX_DRAFT = 64, 4
@@ -43,10 +49,10 @@ def test_a_request_has_the_automaton_of_its_tokens():
 
 def test_one_program_puts_requests_into_slots():
     manager = new_manager(max_slots=4, max_seq_len=61)
-    before = manager_module._put_slot._cache_size()
+    before = manager_module._insert._cache_size()
     for name in "abcd":
         manager.add_request(name, text(0))
-    assert manager_module._put_slot._cache_size() == before + 1
+    assert manager_module._insert._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 1023, 1024, 1025, 2500])
@@ -149,8 +155,8 @@ def test_one_program_serves_every_batch():
     manager.prepare(["a"])
     manager.extend(*no_tokens(3))
     manager.lookup()
-    names = ("_extend", "_put_slot", "_lookup", "_extend_lookup")
-    programs = [getattr(manager_module, name) for name in names]
+    names = ("_insert", "_lookup", "_extend_lookup")
+    programs = [host_build._extend, *(getattr(manager_module, name) for name in names)]
     compiled = [program._cache_size() for program in programs]
     for batch in ["abc", "d", "", "cb"]:
         manager.prepare(list(batch))
@@ -181,6 +187,194 @@ def test_an_engines_own_step():
     draft = manager.lookup()
     assert_draft_equals(draft, 0, reference_of([1, 2, 3, 1, 2], CAPACITY), MAX_DRAFT)
     assert manager.state.length.tolist() == [5, 0, 0]
+
+
+class Fault(Exception):
+    pass
+
+
+def fail(*args, **kwargs):
+    raise Fault
+
+
+def snapshot(manager):
+    """Everything that a method may change."""
+    return {
+        "free": list(manager._free_slots),
+        "slots": dict(manager._slot_of),
+        "batch": list(manager._batch.slots),
+        "rows": manager._batch.on_device.tolist(),
+        "state": jax.tree.map(np.array, manager.state),
+    }
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (manager_module, "check_tokens", lambda m: m.add_request("c", text(2))),
+        (manager_module, "build_on_host", lambda m: m.add_request("c", text(2))),
+        (jax, "device_put", lambda m: m.add_request("c", text(2))),
+        (manager_module, "_insert", lambda m: m.add_request("c", text(2))),
+        (manager_module.np, "full", lambda m: m.prepare(["b"])),
+        (manager_module.jnp, "asarray", lambda m: m.prepare(["b"])),
+        (manager_module.jnp, "asarray", lambda m: m.remove_request("a")),
+        (manager_module, "check_array", lambda m: m.extend(*no_tokens())),
+        (manager_module, "_extend_lookup", lambda m: m.extend(*no_tokens())),
+        (manager_module, "_lookup", lambda m: m.lookup()),
+    ],
+)
+def test_a_fault_changes_nothing(owner, name, call, monkeypatch):
+    manager = new_manager()
+    manager.add_request("a", text(0))
+    manager.add_request("b", text(1))
+    manager.prepare(["a", "b"])
+    before = snapshot(manager)
+    with monkeypatch.context() as faulty:
+        faulty.setattr(owner, name, fail)
+        with pytest.raises(Fault):
+            call(manager)
+    after = snapshot(manager)
+    jax.tree.map(functools.partial(np.testing.assert_array_equal, strict=True), after, before)
+    call(manager)  # and works once the fault is gone
+    draft = manager.lookup()
+    for row, slot in enumerate(manager._batch.slots):
+        if slot >= 0:
+            expected = reference_of(text(slot), CAPACITY)
+            assert_draft_equals(draft, row, expected, MAX_DRAFT)
+
+
+def test_faults_while_compiling_change_nothing(monkeypatch):
+    """The functions as they are, failing inside: nothing is donated before they are compiled."""
+    manager = new_manager(max_seq_len=53)
+    manager.add_request("a", text(0))
+    manager.prepare(["a"])
+    before = snapshot(manager)
+    with monkeypatch.context() as faulty:
+        faulty.setattr(manager_module, "extend_lookup", fail)
+        with pytest.raises(Fault):
+            manager.extend(*no_tokens())
+    jax.tree.map(np.testing.assert_array_equal, snapshot(manager), before)
+    manager.extend(*no_tokens())
+
+
+def test_eight_threads():
+    """Seven add, decode nothing, and remove; one decodes two requests of its own meanwhile."""
+    manager = new_manager(max_slots=10, max_num_requests=2)
+    for name in "ab":
+        manager.add_request(name, text(ord(name), 10))
+    slots = manager.prepare(["a", "b"]).tolist()
+    start = threading.Barrier(8)
+    kept = {}
+
+    def come_and_go(thread):
+        start.wait()
+        for turn in range(12):
+            request = (thread, turn)
+            slot = manager.add_request(request, text(100 * thread + turn))
+            assert slot not in slots
+            if turn < 11:
+                manager.remove_request(request)
+            else:
+                kept[request] = slot
+
+    def decode():
+        start.wait()
+        for turn in range(40):
+            assert manager.prepare(["a", "b"] if turn % 2 else ["b", "a"]).shape == (2,)
+            manager.extend(int32([[turn % 3], [turn % 3]]), int32([1, 1]))
+
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        runs = [threads.submit(come_and_go, thread) for thread in range(7)]
+        for run in [*runs, threads.submit(decode)]:
+            run.result()
+    assert manager.num_free_slots == 1 and len(set(kept.values())) == 7
+    for (thread, turn), slot in kept.items():
+        expected = reference_of(text(100 * thread + turn), CAPACITY)
+        assert_slot_equals(manager.state, slot, expected)
+    for slot, name in zip(slots, "ab", strict=True):
+        written = [*text(ord(name), 10), *(turn % 3 for turn in range(40))]
+        assert_slot_equals(manager.state, slot, reference_of(written, CAPACITY))
+
+
+def test_one_id_from_eight_threads_is_one_request():
+    manager = new_manager()
+    start = threading.Barrier(8)
+
+    def add(_):
+        start.wait()
+        try:
+            return manager.add_request("a", text(0))
+        except ValueError as error:
+            assert "expected a new one, got 'a'" in str(error)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        assert sorted(threads.map(add, range(8)), key=str) == [0] + [None] * 7
+    assert manager.num_free_slots == 2
+
+
+def test_steps_go_on_while_a_prompt_is_built(monkeypatch):
+    manager = new_manager()
+    manager.add_request("a", text(0))
+    manager.prepare(["a"])
+    build, building, go_on = manager_module.build_on_host, threading.Event(), threading.Event()
+
+    def slow(*args):
+        building.set()
+        assert go_on.wait(60)
+        return build(*args)
+
+    monkeypatch.setattr(manager_module, "build_on_host", slow)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        adding = thread.submit(manager.add_request, "b", text(1))
+        try:
+            assert building.wait(60)
+            manager.extend(*no_tokens())
+            assert manager.num_free_slots == 2
+        finally:
+            go_on.set()
+        assert adding.result() == 1
+
+
+def test_shutdown():
+    manager = new_manager()
+    manager.add_request("a", text(0))
+    leaf = weakref.ref(manager.state.tokens)
+    manager.shutdown()
+    manager.shutdown()
+    assert leaf() is None
+    for call in (
+        lambda: manager.add_request("b", []),
+        lambda: manager.prepare([]),
+        lambda: manager.lookup(),
+        lambda: manager.extend(*no_tokens()),
+        lambda: manager.remove_request("a"),
+        lambda: manager.num_free_slots,
+    ):
+        with pytest.raises(RuntimeError, match=r"^manager: expected no call after shutdown\(\)$"):
+            call()
+
+
+def test_a_context_shuts_the_manager_down():
+    with pytest.raises(Fault), new_manager() as manager:
+        manager.add_request("a", text(0))
+        fail()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        manager.lookup()
+
+
+def test_default_config():
+    config = jax_sa.SAConfig()
+    size = config.max_slots * jax_sa.get_state_size(config.max_seq_len)
+    assert size / 1e6 == pytest.approx(160, rel=0.01)
+    assert 256 * jax_sa.get_state_size(262_144) / 1e9 == pytest.approx(5.1, rel=0.01)
+
+
+def test_numpys_numbers_are_pythons():
+    config = jax_sa.SAConfig(np.int32(64), np.uint8(2), jnp.int32(3), max_draft=np.int64(4))
+    other = jax_sa.SAConfig(64, 2, 3, max_draft=4)
+    assert config == other and hash(config) == hash(other)
+    for name in ("max_seq_len", "max_slots", "threshold", "max_draft"):
+        assert type(getattr(config, name)) is int
 
 
 def test_state_size_is_that_of_a_slot():

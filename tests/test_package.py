@@ -17,8 +17,9 @@ from jax_sa import _targets
 from jax_sa.cli import info
 
 PUBLIC = {
-    *("State", "Status", "init", "get_state_size"),
+    *("State", "Status", "Invalid", "init", "get_state_size", "save", "load"),
     *("extend", "lookup", "extend_lookup", "reset", "copy_slots", "Draft", "DRAFT_FILL"),
+    *("validate", "read_tokens", "build_on_host", "insert"),
     *("accept_greedy", "accept_sampled", "merge_drafts", "Accepted", "Sampling"),
     *("generate", "Generation", "Decoder", "NeuralDrafter"),
     *("SAConfig", "SuffixAutomatonManager"),
@@ -51,7 +52,10 @@ def test_works_from_within_the_checkout():
     assert json.loads(result.stdout)["handlers"]["cpu"]["problem"] is None
 
 
-OPS = {"extend", "lookup", "extend_lookup", "reset", "copy_slots"}
+OPS = {
+    *("extend", "lookup", "extend_lookup", "reset", "copy_slots"),
+    *("validate", "read_tokens", "insert"),
+}
 
 
 def test_cpu_handlers_are_usable():
@@ -81,7 +85,19 @@ def test_handlers_that_are_too_new_are_not_registered():
         ffi_version = (0, 99)
 
     assert re.match(
-        r"built for XLA FFI 0\.99, but jaxlib .* has 0\.", _targets._version_problem(Module)
+        r"built for XLA FFI 0\.99, but jaxlib .* has 0\.\d+: reinstall jax_sa, or upgrade jaxlib$",
+        _targets._version_problem(Module),
+    )
+
+
+def test_an_ffi_older_than_supported_needs_an_upgrade(monkeypatch):
+    class Module:
+        ffi_version = _targets._OLDEST_FFI_VERSION
+
+    monkeypatch.setattr(_targets, "_runtime_ffi_version", lambda: (0, 2))
+    assert re.match(
+        r"built for XLA FFI 0\.3, but jaxlib .* has 0\.2: upgrade jaxlib$",
+        _targets._version_problem(Module),
     )
 
 

@@ -13,6 +13,7 @@ from calls import reference_of
 
 import jax_sa.__main__
 from jax_sa import replay, traces
+from jax_sa.tokenizer import load_tokenizer
 
 
 def slow_replay(trace, max_draft, draft_factor=None, periodic=True, **options):
@@ -59,12 +60,33 @@ OPTIONS = [
 @pytest.mark.parametrize("num_slots", [1, 4, 50])
 def test_replay_equals_the_slow_loop(options, num_slots):
     given = some_traces()
-    results = replay.replay(given, num_slots=num_slots, **options)
+    results = replay.replay_traces(given, num_slots=num_slots, **options)
     assert [result.trace for result in results] == given
     for result in results:
         assert (result.steps, result.drafted, result.accepted) == slow_replay(
             result.trace, **options
         )
+
+
+def test_replay_checks_its_arguments():
+    given = some_traces()[:1]
+    for arguments, options, error, message in [
+        ([], {}, ValueError, "traces: expected at least one, got none"),
+        (given, {"num_slots": 0}, ValueError, "num_slots: expected an int"),
+        (given, {"max_draft": 2**31 - 1}, ValueError, "max_draft: expected an int"),
+        (given, {"min_match": 1.5}, TypeError, "min_match: expected an int"),
+        (given, {"longest": 3}, TypeError, "longest"),
+    ]:
+        with pytest.raises(error, match=message):
+            replay.replay_traces(arguments, **options)
+
+
+def test_replay_of_numpy_integers():
+    (trace,) = given = some_traces()[:1]
+    options = {"max_draft": np.int8(100), "min_match": np.int8(2), "max_match": np.int8(127)}
+    (result,) = replay.replay_traces(given, num_slots=np.int8(127), **options)
+    expected = slow_replay(trace, 100, min_match=2, max_match=127)
+    assert (result.steps, result.drafted, result.accepted) == expected
 
 
 def save_npz(path, **changes):
@@ -248,3 +270,18 @@ def test_a_tokenizer_for_text(tmp_path, capsys):
     (tmp_path / "broken.json").write_text("{}")
     assert run(path, "--tokenizer", tmp_path / "broken.json") == 2
     assert capsys.readouterr().err.startswith("error: --tokenizer: ")
+
+
+def test_tokenizers_that_cannot_be_loaded(tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.json"
+    monkeypatch.setitem(sys.modules, "tokenizers", None)  # as where it is not installed
+    with pytest.raises(ValueError, match=r"tokenizers is missing: pip install jax_sa\[tokenizer\]"):
+        load_tokenizer(path)
+    monkeypatch.undo()
+    pytest.importorskip("tokenizers")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: cannot be read: No such file"):
+        load_tokenizer(path)
+    for content in ("", "{}", "not json", "[]"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer: .+"):
+            load_tokenizer(path)

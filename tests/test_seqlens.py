@@ -173,6 +173,15 @@ def test_shard_map_over_the_rows():
     assert got.tolist() == [8, 9, 10, 7, 9, 10, 11, 12]
 
 
+def test_numpy_integers_near_the_ends_of_int32():
+    kv_lens = jnp.array([INT32_MAX, 5], jnp.int32)
+    for kind in (np.int32, np.int64):
+        q_len, fill = kind(INT32_MAX), kind(-(2**31))
+        got = jax_sa.expand_seqlens(kv_lens, q_len, total=kind(4), fill=fill, return_offsets=True)
+        assert got.values.tolist() == [1, 2, 3, 4]
+        assert got.offsets.tolist() == [0, INT32_MAX, INT32_MAX]
+
+
 LENS = jnp.zeros(4, jnp.int32)
 
 

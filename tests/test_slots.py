@@ -1,5 +1,7 @@
 """Rows and slots: subsets, skips, repeats, resets and copies."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -81,16 +83,56 @@ def test_a_row_without_a_slot_changes_nothing(slot):
 @pytest.mark.parametrize("length", [-1, 3, INT32.min, INT32.max])
 def test_a_row_with_a_length_out_of_range_changes_nothing(length):
     state, rows = filled_state()
-    before = snapshot(state)
     blocks = [[1, 2], [0, 1], [1, 1], [2, 2]]
-    state = extend(state, blocks, lengths=[length] * 4)
-    state, draft = extend_lookup(state, blocks, lengths=[length] * 4, max_draft=3)
-    assert_states_equal(snapshot(state), before)
-    for row in range(4):
-        assert_drafts_nothing(draft, row)
     state = extend(state, blocks, lengths=[2, length, 0, 1])
-    for slot, text in enumerate([[*rows[0], 1, 2], rows[1], rows[2], [*rows[3], 2]]):
-        assert_slot_equals(state, slot, reference_of(text, 64))
+    status = [0, Status.OUT_OF_RANGE, 0, 0]
+    texts_ = [[*rows[0], 1, 2], rows[1], rows[2], [*rows[3], 2]]
+    for slot, text in enumerate(texts_):
+        assert_slot_equals(state, slot, reference_of(text, 64), status=status[slot])
+    state, draft = extend_lookup(state, blocks, lengths=[0, 0, length, 0], max_draft=3)
+    status[2] = Status.OUT_OF_RANGE
+    for slot, text in enumerate(texts_):
+        assert_slot_equals(state, slot, reference_of(text, 64), status=status[slot])
+    # A text that lost tokens drafts nothing, until it is reset.
+    for drafted in (draft, lookup(state, max_draft=3)):
+        assert_draft_equals(drafted, 0, reference_of(texts_[0], 64), 3)
+        assert_drafts_nothing(drafted, 1)
+        assert_drafts_nothing(drafted, 2)
+    state, draft = extend_lookup(reset(state, [1]), blocks, lengths=[0, 2, 0, 0], max_draft=3)
+    assert_slot_equals(state, 1, reference_of(blocks[1], 64))
+
+
+@pytest.mark.parametrize("call", [extend, functools.partial(extend_lookup, max_draft=3)])
+def test_a_row_after_a_bad_first_one_conflicts(call):
+    state, rows = filled_state()
+    state = call(state, [[1, 2], [1, 2], [0, 1]], [2, 2, 1], lengths=[5, 2, 2])
+    state = state[0] if isinstance(state, tuple) else state
+    status = Status.CONFLICT | Status.OUT_OF_RANGE
+    assert_slot_equals(state, 2, reference_of(rows[2], 64), status=status)
+    assert_slot_equals(state, 1, reference_of([*rows[1], 0, 1], 64))
+
+
+@pytest.mark.parametrize("limit", [INT32.min, -1, 0, 1, 3, 5, 6, INT32.max])
+@pytest.mark.parametrize("options", [{}, {"periodic": False}, {"draft_factor": 0.6}])
+def test_limits_cut_drafts_and_leave_matches_alone(limit, options):
+    text = texts.random_text(2, 40)
+    state = extend(jax_sa.init(3, 64), [text, text, text[:30]])
+    cut = min(max(limit, 0), 5)
+    whole = lookup(state, max_draft=5, **options)
+    limited = lookup(state, limits=[INT32.max, limit, limit], max_draft=5, **options)
+    state, fused = extend_lookup(
+        state, [[]] * 3, limits=[INT32.max, limit, limit], max_draft=5, **options
+    )
+    for draft in (limited, fused):
+        np.testing.assert_array_equal(draft.match_length, whole.match_length)
+        np.testing.assert_array_equal(draft.match_end, whole.match_end)
+        lengths = np.minimum(whole.length, [5, cut, cut])
+        np.testing.assert_array_equal(draft.length, lengths)
+        for row, length in enumerate(lengths.tolist()):
+            expected = np.where(np.arange(5) < length, whole.tokens[row], jax_sa.DRAFT_FILL)
+            np.testing.assert_array_equal(draft.tokens[row], expected)
+    one = lookup(state, [1], limits=[limit], max_draft=5, **options)
+    assert int(one.length[0]) == min(int(whole.length[1]), cut)
 
 
 def test_length_zero_leaves_a_slot_alone_and_looks_it_up():
@@ -173,6 +215,23 @@ def test_conflicting_copies():
     status = [0, 0, Status.CONFLICT, 0, Status.CONFLICT, 0]
     for slot, source in enumerate(expected):
         assert_slot_equals(state, slot, reference_of(rows[source], 64), status=status[slot])
+
+
+@pytest.mark.parametrize("source", [-2, 6, INT32.min, INT32.max])
+def test_copies_of_no_slot(source):
+    """The destination keeps its text, and says so; -1 skips the row, as any row without one."""
+    state, rows = filled_state(num_slots=6)
+    copies = [(source, 0), (source, 1), (2, 1), (-1, 3), (0, 4), (-1, 5), (2, 5), (3, source)]
+    state = copy_slots(state, *zip(*copies, strict=True))
+    bad, conflict = Status.OUT_OF_RANGE, Status.CONFLICT
+    # 0 -> 4 reads what the row before was to overwrite.
+    for slot, (text, status) in enumerate(
+        [(0, bad), (1, bad | conflict), (2, 0), (3, 0), (4, conflict), (2, 0)]
+    ):
+        assert_slot_equals(state, slot, reference_of(rows[text], 64), status=status)
+    draft = lookup(state, max_draft=3)
+    assert_drafts_nothing(draft, 0)
+    assert_draft_equals(draft, 3, reference_of(rows[3], 64), 3)
 
 
 def test_swapping_is_refused():

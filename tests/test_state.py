@@ -31,6 +31,8 @@ def test_init_is_zeros():
     state = jax_sa.init(2, 10)
     assert (state.num_slots, state.max_seq_len) == (2, 10)
     assert all(leaf.dtype == jnp.int32 and not leaf.any() for leaf in jax.tree.leaves(state))
+    seeded = jax_sa.init(2, 10, seed=-3)
+    assert_states_equal(seeded, dataclasses.replace(state, seed=jnp.full(2, -3, jnp.int32)))
     assert_states_equal(jax.jit(functools.partial(jax_sa.init, 2, 10))(), state)
 
 

@@ -17,12 +17,13 @@ from jax_sa.cache_schema.schema import STATE_DTYPE, build_schema
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CompressorState:
-    """What the compressors of one layer type still need; letters as in `Cache`."""
+    """The state that the compressors of one layer type still need; letters as in `Cache`."""
 
     kv: jax.Array
     """float32[L, S, rows, width] projections of the last tokens."""
     score: jax.Array
-    """float32[L, S, rows, width] their scores before the softmax, -inf where no token is."""
+    """float32[L, S, rows, width] scores of these before the softmax, -inf where there is no
+    token."""
 
 
 @jax.tree_util.register_dataclass
@@ -38,19 +39,20 @@ class Cache:
     csa_kv: jax.Array
     """[L, P, *page] main KV entries of CSA layers."""
     csa_indexer: jax.Array
-    """[L, P, *page] their indexer entries."""
+    """[L, P, *page] indexer entries of CSA layers."""
     hca_kv: jax.Array
     """[L, P, *page] main KV entries of HCA layers."""
     swa_ring: jax.Array
-    """[L, S, *page] main KV entries of the last tokens, all layers; token t is entry t % window."""
+    """[L, S, *page] main KV entries of the last tokens, in all layers; token t is entry
+    t % window."""
     csa_state: CompressorState
-    """Of the compressors of CSA layers."""
+    """State of the compressors of CSA layers."""
     csa_indexer_state: CompressorState
-    """Of their indexers."""
+    """State of the compressors of their indexers."""
     hca_state: CompressorState
-    """Of the compressors of HCA layers."""
+    """State of the compressors of HCA layers."""
     block_table: BlockTable
-    """Which page each block of a slot is in, in every pool."""
+    """The page of each block of a slot, the same in every pool."""
 
 
 def allocate(
@@ -63,18 +65,18 @@ def allocate(
     """The cache of one pipeline stage of `plan`: zeros, with scores at -inf and no block claimed.
 
     Args:
-      plan: what to allocate. The suffix automaton has its own: `init(plan.num_slots, ...)`.
-      stage: the pipeline stage.
-      abstract: give `jax.ShapeDtypeStruct`s and allocate nothing.
-      sharding: of each array. The plan counts what one device holds, so replicate over the
+      plan: the plan. The suffix automaton is not part of it: `init(plan.num_slots, ...)`.
+      stage: the index of the pipeline stage.
+      abstract: whether to return `jax.ShapeDtypeStruct`s and allocate nothing.
+      sharding: of each array. The plan counts the bytes on one device, so replicate over the
         devices of a stage.
 
     Raises:
       ValueError: the bytes of a part differ from the plan's; nothing is allocated then.
 
     """
-    check_int("stage", stage, 0, len(plan.stages) - 1)
-    check_bool("abstract", abstract)
+    stage = check_int("stage", stage, 0, len(plan.stages) - 1)
+    abstract = check_bool("abstract", abstract)
     build = partial(_build, plan, stage)
     shapes = jax.eval_shape(build)
     for part in plan.stages[stage].parts:

@@ -1,7 +1,7 @@
-"""Which pages a slot's blocks are in: pure functions on a pytree, usable in `jax.jit`.
+"""The pages of each slot's blocks: pure functions on a pytree, usable in `jax.jit`.
 
 Letters: S slots, M blocks in the longest request, P pages in a layer. Slot 0 and page 0 are
-padding: slot 0 never has a page, and a block without a page is in page 0, so that a stray write
+padding. Slot 0 never has a page, and a block without a page is in page 0, so that a stray write
 lands where nobody reads.
 """
 
@@ -20,35 +20,38 @@ PADDING_SLOT = 0
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BlockTable:
-    """The pages of each slot's blocks, and the pages that nobody has."""
+    """The pages of each slot's blocks, and the free pages."""
 
     pages: jax.Array
     """int32[S, M] the page of each block, PADDING_PAGE beyond the slot's blocks."""
     num_blocks: jax.Array
-    """int32[S] blocks that the slot has."""
+    """int32[S] the number of blocks of each slot."""
     unclaimed: jax.Array
-    """int32[P] the first `num_unclaimed` are the free pages, and the last of these goes first."""
+    """int32[P] a stack of free pages: the first `num_unclaimed`, of which the last is taken
+    first."""
     num_unclaimed: jax.Array
-    """int32[] pages that no slot has."""
+    """int32[] the number of free pages."""
     block_size: int = field(metadata={"static": True})
     """Tokens in a block."""
 
 
 class TokenLocation(NamedTuple):
-    """Where a token's entry is: int32 `page`, and int32 `offset`, the entry within the page."""
+    """The places of tokens' entries."""
 
     page: jax.Array
+    """int32[B] the page."""
     offset: jax.Array
+    """int32[B] the entry within the page."""
 
 
 def init_block_table(
     *, num_slots: int, num_pages: int, max_blocks: int, block_size: int
 ) -> BlockTable:
     """A table in which no slot has a page. The counts include padding slot 0 and page 0."""
-    check_int("num_slots", num_slots, 1)
-    check_int("num_pages", num_pages, 1)
-    check_int("max_blocks", max_blocks, 1)
-    check_int("block_size", block_size, 1)
+    num_slots = check_int("num_slots", num_slots, 1)
+    num_pages = check_int("num_pages", num_pages, 1)
+    max_blocks = check_int("max_blocks", max_blocks, 1)
+    block_size = check_int("block_size", block_size, 1)
     return BlockTable(
         pages=jnp.full((num_slots, max_blocks), PADDING_PAGE, jnp.int32),
         num_blocks=jnp.zeros(num_slots, jnp.int32),
@@ -64,16 +67,16 @@ def block_table_bytes(num_slots: int, num_pages: int, max_blocks: int) -> int:
 
 
 def claim_blocks(table: BlockTable, num_tokens: Any) -> tuple[BlockTable, jax.Array]:
-    """Give each slot the pages that its first `num_tokens` tokens still lack.
+    """Gives each slot the pages that its first `num_tokens` tokens still lack.
 
     Args:
       table: the block table.
       num_tokens: int32[S]; 0 for a slot that needs nothing.
 
     Returns:
-      The new table, and granted: bool[S]. A slot gets all that it lacks or nothing. It gets
-      nothing if that would be more than M blocks, if it is slot 0, or if what it and the slots
-      before it lack is more than the pages left.
+      The new table, and granted: bool[S]. A slot gets all the pages that it lacks or none. It gets
+      none if it would have more than M blocks, if it is slot 0, or if it and the slots before it
+      lack more pages than are free.
 
     """
     num_slots, _ = table.pages.shape
@@ -100,7 +103,7 @@ def claim_blocks(table: BlockTable, num_tokens: Any) -> tuple[BlockTable, jax.Ar
 
 
 def free_blocks(table: BlockTable, slots: Any) -> BlockTable:
-    """Take back all pages of the slots marked in `slots`: bool[S]."""
+    """Takes back all pages of the slots marked in `slots`: bool[S]."""
     check_array("slots", slots, jnp.bool_, table.num_blocks.shape)
     is_freed = slots[:, None] & (_blocks(table) < table.num_blocks[:, None])
     rank = jnp.cumsum(is_freed.ravel(), dtype=jnp.int32).reshape(is_freed.shape) - 1
@@ -117,7 +120,7 @@ def free_blocks(table: BlockTable, slots: Any) -> BlockTable:
 def locate_tokens(
     table: BlockTable, slots: Any, positions: Any, *, ratio: int = 1
 ) -> TokenLocation:
-    """The page of each token's block, and the entry of the page that the token goes into.
+    """The page of each token's block, and the entry of that page for the token.
 
     Args:
       table: the block table.
@@ -126,13 +129,13 @@ def locate_tokens(
       ratio: tokens per entry: `csa_ratio` for CSA and indexer pools, `hca_ratio` for HCA ones.
 
     Returns:
-      int32[B] both. A token whose block has no page, or whose slot or position is out of range,
+      int32[B] each. A token whose block has no page, or whose slot or position is out of range,
       is at (PADDING_PAGE, 0).
 
     """
     (batch,) = check_array("slots", slots, jnp.int32, ("B",))
     check_array("positions", positions, jnp.int32, (batch,))
-    check_int("ratio", ratio, 1)
+    ratio = check_int("ratio", ratio, 1)
     if table.block_size % ratio:
         raise ValueError(f"ratio: expected a divisor of {table.block_size}, got {ratio}")
     num_slots, max_blocks = table.pages.shape

@@ -1,4 +1,4 @@
-"""How many blocks and slots the layers of each type need."""
+"""The numbers of blocks and slots that the layers of each type need."""
 
 import math
 import numbers
@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from jax_sa._checks import check_int
+from jax_sa._checks import INT32_MAX, check_int
 from jax_sa.cache_schema.config import AttentionType, DSV4Config, LayerSpec
 from jax_sa.cache_schema.layout import ceil_div
 
 
 @dataclass(frozen=True)
 class BlockBudget:
-    """What each layer of one type needs, headroom included, the padding page and slot not."""
+    """The need of each layer of one type, with the headroom, without the padding page and slot."""
 
     layers: int
     """Layers of this type."""
     blocks: int
     """Pages in each of those layers, one per block; 0 for SWA."""
     slots: int
-    """Requests that each of those layers keeps an SWA ring and compressor state for."""
+    """Requests for which each of those layers keeps an SWA ring and compressor state."""
 
 
 def compute_block_budget(
@@ -34,10 +34,23 @@ def compute_block_budget(
 ) -> dict[AttentionType, BlockBudget]:
     """The budget of each layer type in `schedule`, for requests of up to `max_context_tokens`.
 
-    A request takes whole blocks. `headroom` is a fraction of the blocks and of the slots to add:
-    0.1 is read as exactly 1/10, and anything above 0 adds at least one of each.
+    Args:
+      config: the model.
+      schedule: its layers, or those of one pipeline stage.
+      max_context_tokens: tokens of the longest request, which takes whole blocks.
+      max_concurrent_requests: requests at a time, each counted as the longest.
+      headroom: the fraction of the blocks and of the slots to add. The default is 0, because every
+        request is already counted at its longest: without headroom, that many always fit. Add some
+        where finished requests keep their blocks or slots for a while, as for a shared prefix or
+        until a copy is done. 0.1 is read as exactly 1/10, and anything above 0 adds at least one
+        block and one slot.
+      block_multiple: k of the layout (`CacheLayout`).
+
+    Raises:
+      ValueError, TypeError: an argument is out of range or of the wrong type; it is named.
+
     """
-    check_int("max_context_tokens", max_context_tokens, 1)
+    max_context_tokens = check_int("max_context_tokens", max_context_tokens, 1)
     requests = check_int("max_concurrent_requests", max_concurrent_requests, 1)
     block_size = config.block_size(block_multiple)
     growth = 1 + as_fraction("headroom", headroom)
@@ -52,10 +65,12 @@ def compute_block_budget(
 
 
 def as_fraction(name: str, value: float | Fraction) -> Fraction:
-    """A finite number at least 0 as the fraction that its decimal digits say."""
-    expected = f"{name}: expected a finite number at least 0, got {value!r}"
+    """A number from 0 to `INT32_MAX` as the fraction that its decimal digits say."""
+    expected = f"{name}: expected a number in [0, {INT32_MAX}], got {value!r}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(expected)
-    if not 0 <= value < math.inf:
+    if not 0 <= value <= INT32_MAX:
         raise ValueError(expected)
-    return Fraction(value) if isinstance(value, numbers.Rational) else Fraction(str(float(value)))
+    if isinstance(value, numbers.Rational):
+        return Fraction(int(value.numerator), int(value.denominator))
+    return Fraction(str(float(value)))

@@ -1,5 +1,6 @@
-"""What of a DeepSeek-V4-style model decides its caches: the layers and their dimensions."""
+"""The part of a DeepSeek-V4-style model that decides its caches: layers and dimensions."""
 
+import dataclasses
 import enum
 import math
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jax_sa._checks import check_bool, check_int
+from jax_sa.cache_schema._fields import set_fields
 
 
 class AttentionType(enum.StrEnum):
@@ -34,7 +36,7 @@ class DSV4Config:
     head_dim: int = 512
     """Elements of a main KV entry, the rotary ones included; there is one KV head."""
     qk_rope_head_dim: int = 64
-    """How many of the `head_dim` are rotary."""
+    """Rotary elements among the `head_dim`."""
     index_head_dim: int = 128
     """Elements of an indexer entry (CSA)."""
     sliding_window: int = 128
@@ -48,43 +50,49 @@ class DSV4Config:
 
     def __post_init__(self):
         for name in ("layer_types", "mtp_layer_types"):
-            object.__setattr__(self, name, _check_types(name, getattr(self, name)))
+            set_fields(self, **{name: _check_types(name, getattr(self, name))})
         if not self.layer_types:
             raise ValueError("layer_types: expected at least one layer, got none")
-        check_int("head_dim", self.head_dim, 1)
+        for field in dataclasses.fields(self):
+            if field.type is int:
+                low = 0 if field.name == "qk_rope_head_dim" else 1
+                set_fields(
+                    self, **{field.name: check_int(field.name, getattr(self, field.name), low)}
+                )
         check_int("qk_rope_head_dim", self.qk_rope_head_dim, 0, self.head_dim)
-        check_int("index_head_dim", self.index_head_dim, 1)
-        check_int("sliding_window", self.sliding_window, 1)
-        check_int("csa_ratio", self.csa_ratio, 1)
         check_int("hca_ratio", self.hca_ratio, self.csa_ratio + 1)
-        check_int("max_position_embeddings", self.max_position_embeddings, 1)
 
     def block_size(self, multiple: int = 1) -> int:
         """Tokens in a block: `multiple` times the least common multiple of the two ratios."""
         return check_int("multiple", multiple, 1) * math.lcm(self.csa_ratio, self.hca_ratio)
 
     def block_multiple(self, block_size: int) -> int:
-        """The inverse of `block_size`; ValueError where a ratio does not divide `block_size`."""
+        """The multiple with which a block has `block_size` tokens; ValueError if there is none."""
         unit = self.block_size()
-        if check_int("block_size", block_size, 1) % unit:
+        block_size = check_int("block_size", block_size, 1)
+        if block_size % unit:
             raise ValueError(f"block_size: expected a multiple of {unit}, got {block_size}")
         return block_size // unit
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A layer's place (MTP layers come after the last one), its type, and whether it is MTP."""
+    """One layer of a model."""
 
     index: int
+    """Its place, from 0. MTP layers come after the others."""
     attention_type: AttentionType
+    """Its type; a name is accepted and becomes the enum."""
     mtp: bool = False
+    """Whether it is an MTP layer."""
 
     def __post_init__(self):
-        check_int("index", self.index, 0)
-        object.__setattr__(
-            self, "attention_type", _check_type("attention_type", self.attention_type)
+        set_fields(
+            self,
+            index=check_int("index", self.index, 0),
+            attention_type=_check_type("attention_type", self.attention_type),
+            mtp=check_bool("mtp", self.mtp),
         )
-        check_bool("mtp", self.mtp)
 
 
 def layer_schedule(config: DSV4Config, *, mtp: bool = False) -> tuple[LayerSpec, ...]:

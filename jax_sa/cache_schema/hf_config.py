@@ -1,4 +1,4 @@
-"""Read a `DSV4Config` from a Hugging Face `config.json`."""
+"""A `DSV4Config` from a Hugging Face `config.json`."""
 
 import os
 from collections.abc import Mapping
@@ -11,12 +11,15 @@ from jax_sa.cache_schema.config import AttentionType, DSV4Config
 
 
 def from_hf(source: Mapping[str, Any] | str | os.PathLike) -> DSV4Config:
-    """The config in a Hugging Face `config.json`: its dict, its path, or its folder's path.
+    """The part of a Hugging Face config that decides the caches.
 
     The layers are in `compress_ratios` (0, 4 or 128 each), in `layer_types`, or in both. The
     first `num_hidden_layers` entries are the model's. Entries for its `num_nextn_predict_layers`
-    MTP layers may follow (1 if the key is absent, as in the published class); where they do not,
-    those are sliding-window layers, as in the published models.
+    MTP layers may follow (1 if the key is absent, as in the published class). Where they do not
+    follow, the MTP layers are sliding-window layers, as in the published models.
+
+    Args:
+      source: the contents of a `config.json` as a dict, its path, or its folder's path.
 
     Raises:
       ValueError: a field is missing or invalid, or the two lists disagree; names the field.
@@ -26,7 +29,7 @@ def from_hf(source: Mapping[str, Any] | str | os.PathLike) -> DSV4Config:
     hf = source if isinstance(source, Mapping) else _read(Path(source))
     try:
         return _from_dict(hf)
-    except TypeError as error:  # what a file holds is data: a wrong type is one more wrong value
+    except TypeError as error:  # contents of a file are data: a wrong type is a wrong value
         raise ValueError(str(error)) from None
 
 
@@ -59,17 +62,20 @@ def _required(hf: Mapping[str, Any], name: str) -> Any:
 
 
 def _ratio(hf: Mapping[str, Any], old_name: str, kind: AttentionType, default: int) -> int:
-    """The ratio of a layer type: `compress_rates` by type, or a key of its own before that."""
+    """The ratio of a layer type: from a key of its own, or else by type from `compress_rates`."""
     rates = hf.get("compress_rates") or {}
     if not isinstance(rates, Mapping):
         raise ValueError(f"compress_rates: expected a ratio by layer type, got {rates!r}")
-    return check_int(f"compress_rates[{kind.value}]", hf.get(old_name, rates.get(kind, default)), 1)
+    value = hf.get(old_name, rates.get(kind, default))
+    return check_int(f"compress_rates[{kind.value}]", value, 1)
 
 
 def _rope_head_dim(hf: Mapping[str, Any]) -> int:
     if "qk_rope_head_dim" in hf:
         return hf["qk_rope_head_dim"]
     factor = check_positive_float("partial_rotary_factor", _required(hf, "partial_rotary_factor"))
+    if factor > 1:
+        raise ValueError(f"partial_rotary_factor: expected at most 1, got {factor}")
     return int(factor * check_int("head_dim", _required(hf, "head_dim"), 1))
 
 

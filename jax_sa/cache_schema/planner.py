@@ -1,4 +1,4 @@
-"""What fits: a forward plan of every byte on a device, and its inverse questions by bisection."""
+"""A plan of every byte on a device, and by bisection the most requests or tokens that fit."""
 
 import bisect
 from collections.abc import Callable, Sequence
@@ -21,16 +21,19 @@ MAX_BYTES = 2**63 - 1
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a stage's cache, a field of `Cache`: its bytes, and how many are padding."""
+    """One part of a stage's cache."""
 
     name: str
+    """The field of `Cache` that it is."""
     bytes: int
+    """Its bytes, the padding included."""
     waste_bytes: int = 0
+    """Bytes of padding."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one device of a pipeline stage holds."""
+    """The contents of one device of a pipeline stage."""
 
     schedule: tuple[LayerSpec, ...]
     """The layers of the stage."""
@@ -39,11 +42,11 @@ class StagePlan:
     weights_bytes: int
     """Its share of the weights."""
     automaton_bytes: int
-    """The suffix automata of all slots: on the last stage, which accepts tokens."""
+    """The suffix automata of all slots. Only the last stage, which accepts tokens, has them."""
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of all parts: what `allocate` allocates."""
+        """Bytes of all parts, as `allocate` allocates them."""
         return sum(part.bytes for part in self.parts)
 
     @property
@@ -96,7 +99,7 @@ class CachePlan:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes left on the fullest device; what is missing, negative, where it does not fit."""
+        """Bytes left on the fullest device; negative where so many are missing."""
         return self.hbm_bytes - self.device_bytes
 
     @property
@@ -120,21 +123,22 @@ def plan(
     pipeline_stages: int = 1,
     data_parallel: int = 1,
 ) -> CachePlan:
-    """Plan the caches of `requests` concurrent requests of up to `context_tokens` tokens each.
+    """The plan for `requests` concurrent requests of up to `context_tokens` tokens each.
 
-    The plan is made whether or not it fits; `CachePlan.fits` tells.
+    It is made whether or not it fits; see `CachePlan.fits`.
 
     Args:
       config: the model.
-      hbm: memory of one device in bytes, or a `jax.Device`: what JAX may take of its memory.
+      hbm: memory of one device in bytes, or a `jax.Device` for the memory that JAX may take of it.
       weights_bytes: weights of one replica, which its devices share evenly.
       context_tokens: 1 to `config.max_position_embeddings`.
       requests: at least 1, over all replicas.
-      layout: dtypes, block size and page alignment.
-      headroom: fraction of blocks and slots to add (`compute_block_budget`).
-      speculative: plan for drafts: double the compressor state, and include the suffix automaton,
-        `get_state_size(context_tokens)` bytes per slot.
-      mtp: include the caches of the MTP layers, on the last stage.
+      layout: entries, block size and page alignment.
+      headroom: the fraction of blocks and slots to add. 0, the default, fits exactly `requests`
+        requests of `context_tokens` tokens (more in `compute_block_budget`).
+      speculative: whether to plan for drafts: to double the compressor state, and to include the
+        suffix automaton, `get_state_size(context_tokens)` bytes per slot.
+      mtp: whether to include the caches of the MTP layers, on the last stage.
       tensor_parallel: devices that share a layer's weights. There is one KV head, so each of them
         has the whole cache.
       pipeline_stages: contiguous slices of the layers; the first ones have a layer more where
@@ -147,13 +151,14 @@ def plan(
 
     """
     hbm_bytes = _hbm_bytes(hbm)
-    check_int("weights_bytes", weights_bytes, 0, MAX_BYTES)
-    check_int("context_tokens", context_tokens, 1, config.max_position_embeddings)
-    check_int("requests", requests, 1)
-    check_bool("speculative", speculative)
-    check_int("tensor_parallel", tensor_parallel, 1)
-    check_int("pipeline_stages", pipeline_stages, 1, len(config.layer_types))
-    check_int("data_parallel", data_parallel, 1)
+    weights_bytes = check_int("weights_bytes", weights_bytes, 0, MAX_BYTES)
+    context_tokens = check_int("context_tokens", context_tokens, 1, config.max_position_embeddings)
+    requests = check_int("requests", requests, 1)
+    speculative = check_bool("speculative", speculative)
+    mtp = check_bool("mtp", mtp)
+    tensor_parallel = check_int("tensor_parallel", tensor_parallel, 1)
+    pipeline_stages = check_int("pipeline_stages", pipeline_stages, 1, len(config.layer_types))
+    data_parallel = check_int("data_parallel", data_parallel, 1)
 
     schedule = layer_schedule(config, mtp=mtp)
     budget = compute_block_budget(
@@ -226,9 +231,9 @@ def max_context(
     requests: int,
     **options: Any,
 ) -> int:
-    """The longest context with which the `plan` of `requests` fits; 0 where not even 1 token does.
+    """The longest context whose `plan` for `requests` fits; 0 where not even 1 token does.
 
-    At most `config.max_position_embeddings`. `options` are those of `plan`.
+    It is at most `config.max_position_embeddings`. `options` are those of `plan`.
     """
 
     def fits(context_tokens: int) -> bool:
@@ -249,13 +254,13 @@ def _hbm_bytes(hbm: int | jax.Device) -> int:
     stats = hbm.memory_stats() or {}
     if "bytes_limit" not in stats:
         raise ValueError(f"hbm: expected bytes or a device that reports its memory, got {hbm}")
-    return stats["bytes_limit"]
+    return check_int("hbm", stats["bytes_limit"], 1, MAX_BYTES)
 
 
 def _split(
     schedule: Sequence[LayerSpec], num_layers: int, num_stages: int
 ) -> list[tuple[LayerSpec, ...]]:
-    """Contiguous slices of the first `num_layers`; what follows them is on the last stage."""
+    """Contiguous slices of the first `num_layers`; the last stage has the layers after them too."""
     size, longer = divmod(num_layers, num_stages)
     starts = [i * size + min(i, longer) for i in range(num_stages)]
     ends = [*starts[1:], len(schedule)]

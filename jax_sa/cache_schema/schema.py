@@ -1,34 +1,35 @@
-"""What one layer caches: entries per block, rings and compressor state, and their exact bytes."""
+"""The caches of one layer: entries per block, rings and compressor state, with exact bytes."""
 
 import dataclasses
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
+
 from jax_sa._checks import check_bool, check_int
+from jax_sa.cache_schema._fields import set_fields
 from jax_sa.cache_schema.config import AttentionType, DSV4Config, LayerSpec
 from jax_sa.cache_schema.layout import (
     DEFAULT_LAYOUT,
-    INDEXER_ENTRIES,
-    ITEM_BYTES,
-    KV_ENTRIES,
     CacheLayout,
     Entry,
     Page,
 )
 
 STATE_DTYPE = "float32"  # of the compressor state, in every layout
+STATE_ITEM_BYTES = np.dtype(STATE_DTYPE).itemsize
 
 
 @dataclass(frozen=True)
 class LayerCacheSchema:
-    """What one layer caches per block of tokens, and per request whatever its length.
+    """The caches of one layer, per block of tokens and per request whatever its length.
 
-    A compressor makes an entry from the a projections of `tail_a` tokens and, in CSA, from the b
-    projections of the `tail_b` tokens before them as well. The two are separate projections of a
-    token: a row of state has both where there is a b. For each row there is a KV row and a score
-    row, in float32. The indexer of CSA has compressor state of its own, with as many rows.
+    A compressor makes an entry from the a projections of `tail_a` tokens. In CSA it also takes the
+    b projections of the `tail_b` tokens before them. These are two projections of a token: in CSA
+    a row of state holds both. Each row is a KV row and a score row, in float32. The indexer of CSA
+    has compressor state of its own, with as many rows.
 
-    What a layer type lacks is 0.
+    A field is 0 where the layer type lacks its subject.
     """
 
     attention_type: AttentionType
@@ -40,7 +41,7 @@ class LayerCacheSchema:
     entry_head_dim: int
     """Elements of a main KV entry, the rotary ones included."""
     rope_head_dim: int
-    """How many of the `entry_head_dim` are rotary."""
+    """Rotary elements among the `entry_head_dim`."""
     indexer_entries_per_block: int
     """Indexer entries of a block."""
     indexer_head_dim: int
@@ -48,9 +49,9 @@ class LayerCacheSchema:
     sliding_window: int
     """Main KV entries in the SWA ring, one per token."""
     tail_a: int
-    """Tokens of the entry in the making whose a projection is kept."""
+    """Tokens whose a projection is kept: those of the entry that is being made."""
     tail_b: int
-    """Tokens of the entry before it whose b projection is kept."""
+    """Tokens whose b projection is kept: those of the entry before it."""
     state_rows: int
     """Rows of compressor state: tail_a + tail_b, twice that under speculation."""
     state_width: int
@@ -62,13 +63,15 @@ class LayerCacheSchema:
     indexer_entry: Entry
     """An indexer entry as stored."""
     page_alignment: int
-    """Bytes that the size of a page is rounded up to a multiple of."""
+    """The size of a page is rounded up to a multiple of this many bytes."""
 
     def __post_init__(self):
         positive = {"block_size", "entry_head_dim", "sliding_window", "page_alignment"}
         for field in dataclasses.fields(self):
             if field.type is int:
-                check_int(field.name, getattr(self, field.name), int(field.name in positive))
+                value = getattr(self, field.name)
+                value = check_int(field.name, value, int(field.name in positive))
+                set_fields(self, **{field.name: value})
         for name in ("entries_per_block", "indexer_entries_per_block"):
             entries = getattr(self, name)
             if entries and self.block_size % entries:
@@ -92,12 +95,12 @@ class LayerCacheSchema:
     @property
     def state_bytes(self) -> int:
         """Bytes of a request's compressor state: KV rows and score rows."""
-        return 2 * self.state_rows * self.state_width * ITEM_BYTES[STATE_DTYPE]
+        return 2 * self.state_rows * self.state_width * STATE_ITEM_BYTES
 
     @property
     def indexer_state_bytes(self) -> int:
         """Bytes of a request's indexer compressor state: KV rows and score rows."""
-        return 2 * self.state_rows * self.indexer_state_width * ITEM_BYTES[STATE_DTYPE]
+        return 2 * self.state_rows * self.indexer_state_width * STATE_ITEM_BYTES
 
     @property
     def bytes_per_block(self) -> int:
@@ -126,9 +129,9 @@ def build_schema(
     """The schema of layer `spec` of `config`.
 
     `speculative` doubles the rows of compressor state: a step then writes rows of tokens that
-    may be rejected, and what they overwrite must still be there.
+    may be rejected, and the rows that they overwrite must still be there then.
     """
-    check_bool("speculative", speculative)
+    speculative = check_bool("speculative", speculative)
     ratio = {
         AttentionType.SWA: 0,
         AttentionType.CSA: config.csa_ratio,
@@ -154,7 +157,7 @@ def build_schema(
         state_rows=(tail_a + tail_b) * (2 if speculative else 1),
         state_width=projections * config.head_dim,
         indexer_state_width=projections * indexer_head_dim,
-        kv_entry=KV_ENTRIES[layout.kv](config.head_dim, config.qk_rope_head_dim),
-        indexer_entry=INDEXER_ENTRIES[layout.indexer](indexer_head_dim),
+        kv_entry=layout.kv_entry(config.head_dim, config.qk_rope_head_dim),
+        indexer_entry=layout.indexer_entry(indexer_head_dim),
         page_alignment=layout.page_alignment,
     )

@@ -1,1 +1,1 @@
-"""The commands of `python -m jax_sa`, a module each, and what they show their results with."""
+"""The commands of `python -m jax_sa`, one module each, and the modules that they share."""

@@ -1,4 +1,4 @@
-"""Says what is installed and what of it works here."""
+"""The command `info`: what is installed, and what of it works here."""
 
 import argparse
 import importlib.metadata
@@ -11,19 +11,25 @@ import jaxlib
 
 from jax_sa import _targets
 from jax_sa.automaton import extend_lookup
+from jax_sa.cli.devices import start_jax
+from jax_sa.cli.output import show
 from jax_sa.state import init
 
 _JAX_PLATFORM = {"cpu": "cpu", "CUDA": "gpu"}
 
 
 def collect() -> dict[str, Any]:
-    """Versions, devices, and for each platform its handlers or why they cannot be used."""
+    """Versions, devices, and for each platform its handlers and why they cannot be used, if so.
+
+    Raises:
+      ValueError: JAX cannot start.
+    """
     return {
         "jax_sa": importlib.metadata.version("jax_sa"),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "devices": [
-            f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()
+            f"{device.platform}:{device.id} {device.device_kind}" for device in start_jax()
         ],
         "handlers": {
             platform.name: {"built": list(platform.handlers), "problem": _problem(platform)}
@@ -33,7 +39,7 @@ def collect() -> dict[str, Any]:
 
 
 def _problem(platform: _targets.Platform) -> str | None:
-    """Why a platform's handlers cannot be used; None once they did a small job."""
+    """The reason why a platform's handlers cannot be used; None where they do a small job."""
     if platform.problem:
         return platform.problem
     try:
@@ -52,8 +58,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "info",
         help="versions, devices, and which handlers work",
-        description="Says version, devices, which handlers are built and usable, and why not "
-        "where they are not.",
+        description="Prints versions, devices, which handlers are built and which are usable, and "
+        "the reason where they are not.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -62,15 +68,15 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs `info`."""
     facts = collect()
-    if args.json:
-        print(json.dumps(facts, indent=1))
-        return 0
-    for name in ("jax_sa", "jax", "jaxlib"):
-        print(f"{name:<10}{facts[name]}")
-    for device in facts["devices"]:
-        print(f"{'device':<10}{device}")
+    show(json.dumps(facts, indent=1) if args.json else _as_text(facts))
+    return 0
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    lines = [f"{name:<10}{facts[name]}" for name in ("jax_sa", "jax", "jaxlib")]
+    lines += [f"{'device':<10}{device}" for device in facts["devices"]]
     for name, handlers in facts["handlers"].items():
         usable = f"not usable: {handlers['problem']}" if handlers["problem"] else "usable"
         built = f" ({', '.join(handlers['built'])})" if handlers["built"] else ""
-        print(f"{name:<10}{usable}{built}")
-    return 0
+        lines.append(f"{name:<10}{usable}{built}")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The command `plan`: what a device must hold, what fits, as a table or JSON."""
+"""The command `plan`: bytes of caches by part, and what fits, as a table or JSON."""
 
 import argparse
 import dataclasses
@@ -12,6 +12,7 @@ from jax_sa.cache_schema.hf_config import from_hf
 from jax_sa.cache_schema.layout import INDEXER_ENTRIES, KV_ENTRIES, CacheLayout
 from jax_sa.cache_schema.planner import CachePlan, max_context, max_requests, plan
 from jax_sa.cache_schema.sizes import bytes_per_token, request_state_bytes
+from jax_sa.cli.output import show
 from jax_sa.cli.table import format_table
 
 PRESETS = {"pro": dsv4_pro, "flash": dsv4_flash}
@@ -42,11 +43,11 @@ example: python -m jax_sa plan --model pro --context 131072 --requests 64 --hbm 
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the command `plan` to the subparsers of an `argparse` parser."""
+    """Adds `plan` to the command line."""
     parser = subparsers.add_parser(
         "plan",
         help="plan DeepSeek-V4-style KV caches: bytes by part, and what fits",
-        description="Plan DeepSeek-V4-style KV caches to the byte, and tell what fits on a device.",
+        description="Plans DeepSeek-V4-style KV caches to the byte, and says what fits a device.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,7 +65,13 @@ def add_parser(subparsers: Any) -> None:
     option(
         "--page-alignment", metavar="BYTES", type=int, default=1, help="pad pages, such as to 576"
     )
-    option("--headroom", metavar="FRACTION", type=float, default=0, help="blocks and slots to add")
+    option(
+        "--headroom",
+        metavar="FRACTION",
+        type=float,
+        default=0,
+        help="of blocks and slots to add (0: every request is counted at its full context)",
+    )
     option(
         "--speculative",
         action=argparse.BooleanOptionalAction,
@@ -80,7 +87,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan that `args` ask for; ValueError for bad input."""
+    """Runs `plan`; ValueError or TypeError for bad input."""
     if args.context is None and args.requests is None:
         raise ValueError("context: expected --context, --requests or both, got neither")
     config = _read_config(args)
@@ -107,13 +114,14 @@ def run(args: argparse.Namespace) -> int:
         "max_requests": max_requests(*model, context_tokens=context, **options),
         "max_context_tokens": max_context(*model, requests=requests, **options),
     }
-    print(json.dumps(_as_json(made) | answer, indent=2) if args.json else _as_text(made, **answer))
+    show(json.dumps(_as_json(made) | answer, indent=2) if args.json else _as_text(made, **answer))
     return 0
 
 
 def parse_size(name: str, text: str) -> int:
     """Bytes in a size such as "141GB" (10^9), "80GiB" (2^30), "1.5 TiB" or "1024"."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    # No size has more digits than these, and Python refuses to read thousands.
+    match = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)", text.strip(), re.ASCII)
     size = Fraction(match[1]) * UNITS[match[2]] if match and match[2] in UNITS else None
     if size is None or size.denominator != 1:
         raise ValueError(f"{name}: expected whole bytes such as 141GB or 80GiB, got {text!r}")
@@ -126,7 +134,8 @@ def _read_config(args: argparse.Namespace) -> DSV4Config:
     try:
         return from_hf(args.hf_config)
     except OSError as error:
-        raise ValueError(f"hf-config: expected a readable file, got {error}") from None
+        reason = error.strerror or error
+        raise ValueError(f"hf-config: {args.hf_config}: cannot be read: {reason}") from None
 
 
 def _as_json(made: CachePlan) -> dict[str, Any]:
@@ -165,17 +174,11 @@ def _as_json(made: CachePlan) -> dict[str, Any]:
 
 
 def _bytes_per_token(made: CachePlan) -> Fraction:
-    return bytes_per_token(made.config, made.layout.kv, made.layout.indexer, mtp=made.mtp)
+    return bytes_per_token(made.config, made.layout, mtp=made.mtp)
 
 
 def _request_state_bytes(made: CachePlan) -> int:
-    return request_state_bytes(
-        made.config,
-        made.layout.kv,
-        speculative=made.speculative,
-        page_alignment=made.layout.page_alignment,
-        mtp=made.mtp,
-    )
+    return request_state_bytes(made.config, made.layout, speculative=made.speculative, mtp=made.mtp)
 
 
 def _as_text(made: CachePlan, max_requests: int, max_context_tokens: int) -> str:

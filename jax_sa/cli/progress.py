@@ -10,10 +10,10 @@ class ProgressBar:
 
     def __init__(self, total: int, unit: str):
         self._total, self._unit, self._done = total, unit, 0
-        self._shown = sys.stderr.isatty()
+        self._shown = sys.stderr is not None and sys.stderr.isatty()  # None: it is closed
 
     def advance(self, count: int) -> None:
-        """Says that `count` more are done; the last leaves the line."""
+        """Counts `count` more as done; the last one ends the line."""
         self._done += count
         if not self._shown:
             return

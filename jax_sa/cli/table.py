@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 
+from jax_sa.cli.output import printable
+
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns padded to their widest cell: the first column to the left, the others to the right.
 
-    A float is shown with two decimals; anything else as `str` gives it.
+    A float is shown with two decimals, anything else as `str` gives it, control characters escaped.
     """
     cells = [
-        [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows
+        [f"{cell:.2f}" if isinstance(cell, float) else printable(str(cell)) for cell in row]
+        for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
 

@@ -42,15 +42,17 @@ def extend(state, rows, slots=None, lengths=None):
     return _extend(state, tokens, int32(lengths), slots=int32(slots))
 
 
-def extend_lookup(state, rows, slots=None, lengths=None, **options):
+def extend_lookup(state, rows, slots=None, lengths=None, limits=None, **options):
     width = max(map(len, rows), default=0)
     lengths = [len(row) for row in rows] if lengths is None else lengths
     tokens = int32(np.reshape(pad(rows, width), (len(rows), width)))
-    return _extend_lookup(state, tokens, int32(lengths), slots=int32(slots), **options)
+    return _extend_lookup(
+        state, tokens, int32(lengths), slots=int32(slots), limits=int32(limits), **options
+    )
 
 
-def lookup(state, slots=None, **options):
-    return _lookup(state, slots=int32(slots), **options)
+def lookup(state, slots=None, limits=None, **options):
+    return _lookup(state, slots=int32(slots), limits=int32(limits), **options)
 
 
 def reset(state, slots):

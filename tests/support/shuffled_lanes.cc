@@ -25,20 +25,25 @@ struct ShuffledWarp : HostWarp {
 
 }  // namespace
 
-extern "C" void extend_lookup(int32_t* length, int32_t* status, int32_t* num_clones,
-                              Suffix* suffixes, int32_t* tokens, Node* nodes, Clone* clones,
-                              int32_t* heads, Edge* edges, int32_t num_slots, int32_t max_seq_len,
-                              int32_t num_entries, const int32_t* text, const int32_t* lengths,
-                              int32_t width, int32_t* draft, int32_t max_draft, uint32_t seed) {
+// `leaves` are the arrays of a state of one slot.
+extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t num_entries,
+                              const int32_t* text, const int32_t* lengths, int32_t width,
+                              int32_t* draft, int32_t max_draft, uint32_t seed) {
   std::mt19937 random(seed);
   ShuffledWarp warp;
   warp.random = &random;
   int32_t scratch[3];
-  const ExtendLookup op{{length, status, num_clones, suffixes, tokens, nodes, clones, heads, edges,
-                         num_slots, max_seq_len, num_entries},
-                        {nullptr, num_slots},
+  State state;
+#define ASSIGN(type, name, size) state.name = static_cast<type*>(leaves[leaf_##name]);
+  JAX_SA_LEAVES(ASSIGN)
+#undef ASSIGN
+  state.num_slots = 1;
+  state.max_seq_len = max_seq_len;
+  state.num_entries = num_entries;
+  const ExtendLookup op{state,
+                        {nullptr, 1},
                         {text, lengths, width},
-                        {1, max_seq_len, true, true, 1e9},
+                        {nullptr, 1, max_seq_len, true, true, 1e9},
                         {draft, scratch, scratch + 1, scratch + 2, max_draft}};
   op(warp, 0);
 }

@@ -1,4 +1,4 @@
-// reset, copy_slots: a slot's arrays as bytes, spread over many blocks.
+// reset, insert, copy_slots: a slot's arrays as bytes, spread over many blocks.
 #include "kernels.h"
 
 namespace jax_sa {
@@ -30,10 +30,19 @@ __device__ void copy(char* to, const char* from, int64_t bytes) {
   });
 }
 
+__device__ void copy_leaf(char* to, const char* from, int64_t bytes) {
+  if (bytes % sizeof(int4) == 0) {
+    copy<int4>(to, from, bytes);
+  } else {
+    copy<int32_t>(to, from, bytes);
+  }
+}
+
 __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ Reset op) {
   const int32_t slot = op.slots[blockIdx.x];
   if (!op.leaves.is_slot(slot)) return;
   for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
+    if (leaf == leaf_seed) continue;
     const int64_t bytes = op.leaves.slot_bytes[leaf];
     if (bytes % sizeof(int4) == 0) {
       fill_zero<int4>(op.leaves.slot(leaf, slot), bytes);
@@ -48,20 +57,21 @@ __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ CopySlot
   const int32_t row = blockIdx.x;
   if (threadIdx.x == 0) {
     action = op.action(row);
-    if (blockIdx.y == 0 && (action.copies || action.conflict)) op.write_status(row, action);
+    if (blockIdx.y == 0 && (action.copies || action.status != 0)) op.write_status(row, action);
   }
   __syncthreads();
   if (!action.copies || op.sources[row] == op.destinations[row]) return;
   for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
-    if (op.is_status(leaf)) continue;
-    const int64_t bytes = op.leaves.slot_bytes[leaf];
-    char* to = op.leaves.slot(leaf, op.destinations[row]);
-    const char* from = op.leaves.slot(leaf, op.sources[row]);
-    if (bytes % sizeof(int4) == 0) {
-      copy<int4>(to, from, bytes);
-    } else {
-      copy<int32_t>(to, from, bytes);
-    }
+    if (leaf == leaf_status) continue;
+    copy_leaf(op.leaves.slot(leaf, op.destinations[row]), op.leaves.slot(leaf, op.sources[row]),
+              op.leaves.slot_bytes[leaf]);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) run(const __grid_constant__ Insert op) {
+  if (!op.copies()) return;
+  for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
+    copy_leaf(op.leaves.slot(leaf, *op.slot), op.source.slot(leaf, 0), op.leaves.slot_bytes[leaf]);
   }
 }
 
@@ -79,6 +89,7 @@ cudaError_t launch_slots(const Op& op, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch(const Reset& op, cudaStream_t stream) { return launch_slots(op, stream); }
+cudaError_t launch(const Insert& op, cudaStream_t stream) { return launch_slots(op, stream); }
 cudaError_t launch(const CopySlots& op, cudaStream_t stream) { return launch_slots(op, stream); }
 
 }  // namespace jax_sa

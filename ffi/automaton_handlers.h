@@ -1,0 +1,165 @@
+// The ops on rows of texts, from XLA's buffers to plain structs, the same for every platform.
+//
+// A platform's `Runner` is made of its context, a thread pool or a stream, whose type in a handler
+// is `Runner::Value`; Runner{context}(op) starts the op there and returns an error.
+#pragma once
+
+#include <cstdint>
+
+#include "buffers.h"
+#include "rows.h"
+#include "state_buffers.h"
+#include "validate.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jax_sa {
+
+// `slots` without elements says that row i is slot i.
+inline Rows rows_from(const Ints<1>& slots, int64_t count) {
+  return {slots.element_count() == 0 ? nullptr : slots.typed_data(), static_cast<int32_t>(count)};
+}
+
+inline Text text_from(const Ints<2>& tokens, const Ints<1>& lengths) {
+  return {tokens.typed_data(), lengths.typed_data(), static_cast<int32_t>(tokens.dimensions()[1])};
+}
+
+// `limits` without elements are none.
+inline LookupOptions options_from(const Ints<1>& limits, int64_t min_match, int64_t max_match,
+                                  bool recent, bool periodic, double draft_factor) {
+  return {limits.element_count() == 0 ? nullptr : limits.typed_data(),
+          static_cast<int32_t>(min_match),
+          static_cast<int32_t>(max_match),
+          recent,
+          periodic,
+          draft_factor};
+}
+
+inline Drafts drafts_from(IntsOut<2> tokens, IntsOut<1> length, IntsOut<1> match_length,
+                          IntsOut<1> match_end) {
+  return {tokens->typed_data(), length->typed_data(), match_length->typed_data(),
+          match_end->typed_data(), static_cast<int32_t>(tokens->dimensions()[1])};
+}
+
+template <class Runner>
+struct AutomatonHandlers {
+  using Context = typename Runner::Context;
+
+  static ffi::Error extend(typename Runner::Value context, Ints<2> tokens, Ints<1> lengths,
+                           Ints<1> slots, ffi::RemainingArgs leaves, ffi::RemainingRets updated) {
+    const ffi::ErrorOr<State> state = state_from(leaves);
+    if (state.has_error()) return state.error();
+    if (ffi::Error error = check_in_place(leaves, updated); error.failure()) return error;
+    const Rows rows = rows_from(slots, tokens.dimensions()[0]);
+    return Runner{context}(Extend{*state, rows, text_from(tokens, lengths)});
+  }
+  static auto bind_extend() {
+    return ffi::Ffi::Bind()
+        .Ctx<Context>()
+        .template Arg<Ints<2>>()  // tokens
+        .template Arg<Ints<1>>()  // lengths
+        .template Arg<Ints<1>>()  // slots
+        .RemainingArgs()          // state
+        .RemainingRets();         // state
+  }
+
+  static ffi::Error lookup(typename Runner::Value context, Ints<1> slots, Ints<1> limits,
+                           ffi::RemainingArgs leaves, IntsOut<2> draft, IntsOut<1> length,
+                           IntsOut<1> match_length, IntsOut<1> match_end, int64_t min_match,
+                           int64_t max_match, bool recent, bool periodic, double draft_factor) {
+    const ffi::ErrorOr<State> state = state_from(leaves);
+    if (state.has_error()) return state.error();
+    const Rows rows = rows_from(slots, draft->dimensions()[0]);
+    return Runner{context}(Lookup{
+        *state, rows, options_from(limits, min_match, max_match, recent, periodic, draft_factor),
+        drafts_from(draft, length, match_length, match_end)});
+  }
+  static auto bind_lookup() {
+    return ffi::Ffi::Bind()
+        .Ctx<Context>()
+        .template Arg<Ints<1>>()  // slots
+        .template Arg<Ints<1>>()  // limits
+        .RemainingArgs()          // state
+        .template Ret<Ints<2>>()  // draft tokens
+        .template Ret<Ints<1>>()  // draft length
+        .template Ret<Ints<1>>()  // match length
+        .template Ret<Ints<1>>()  // match end
+        .template Attr<int64_t>("min_match")
+        .template Attr<int64_t>("max_match")
+        .template Attr<bool>("recent")
+        .template Attr<bool>("periodic")
+        .template Attr<double>("draft_factor");
+  }
+
+  static ffi::Error extend_lookup(typename Runner::Value context, Ints<2> tokens, Ints<1> lengths,
+                                  Ints<1> slots, Ints<1> limits, ffi::RemainingArgs leaves,
+                                  IntsOut<2> draft, IntsOut<1> length, IntsOut<1> match_length,
+                                  IntsOut<1> match_end, ffi::RemainingRets updated,
+                                  int64_t min_match, int64_t max_match, bool recent, bool periodic,
+                                  double draft_factor) {
+    const ffi::ErrorOr<State> state = state_from(leaves);
+    if (state.has_error()) return state.error();
+    if (ffi::Error error = check_in_place(leaves, updated); error.failure()) return error;
+    const Rows rows = rows_from(slots, tokens.dimensions()[0]);
+    return Runner{context}(
+        ExtendLookup{*state, rows, text_from(tokens, lengths),
+                     options_from(limits, min_match, max_match, recent, periodic, draft_factor),
+                     drafts_from(draft, length, match_length, match_end)});
+  }
+  static auto bind_extend_lookup() {
+    return ffi::Ffi::Bind()
+        .Ctx<Context>()
+        .template Arg<Ints<2>>()  // tokens
+        .template Arg<Ints<1>>()  // lengths
+        .template Arg<Ints<1>>()  // slots
+        .template Arg<Ints<1>>()  // limits
+        .RemainingArgs()          // state
+        .template Ret<Ints<2>>()  // draft tokens
+        .template Ret<Ints<1>>()  // draft length
+        .template Ret<Ints<1>>()  // match length
+        .template Ret<Ints<1>>()  // match end
+        .RemainingRets()          // state
+        .template Attr<int64_t>("min_match")
+        .template Attr<int64_t>("max_match")
+        .template Attr<bool>("recent")
+        .template Attr<bool>("periodic")
+        .template Attr<double>("draft_factor");
+  }
+
+  static ffi::Error read_tokens(typename Runner::Value context, Ints<1> starts, Ints<1> slots,
+                                ffi::RemainingArgs leaves, IntsOut<2> tokens) {
+    const ffi::ErrorOr<State> state = state_from(leaves);
+    if (state.has_error()) return state.error();
+    const Rows rows = rows_from(slots, tokens->dimensions()[0]);
+    return Runner{context}(ReadTokens{*state, rows, starts.typed_data(), tokens->typed_data(),
+                                      static_cast<int32_t>(tokens->dimensions()[1])});
+  }
+  static auto bind_read_tokens() {
+    return ffi::Ffi::Bind()
+        .Ctx<Context>()
+        .template Arg<Ints<1>>()   // starts
+        .template Arg<Ints<1>>()   // slots
+        .RemainingArgs()           // state
+        .template Ret<Ints<2>>();  // tokens
+  }
+
+  static ffi::Error validate(typename Runner::Value context, ffi::RemainingArgs leaves,
+                             IntsOut<1> invalid, ffi::RemainingRets scratch_leaves,
+                             int64_t scratch_seed) {
+    const ffi::ErrorOr<State> state = state_from(leaves);
+    if (state.has_error()) return state.error();
+    const ffi::ErrorOr<State> scratch = scratch_from(*state, scratch_leaves);
+    if (scratch.has_error()) return scratch.error();
+    return Runner{context}(Validate{*state, *scratch, Rows{nullptr, state->num_slots},
+                                    invalid->typed_data(), static_cast<int32_t>(scratch_seed)});
+  }
+  static auto bind_validate() {
+    return ffi::Ffi::Bind()
+        .Ctx<Context>()
+        .RemainingArgs()          // state
+        .template Ret<Ints<1>>()  // invalid
+        .RemainingRets()          // scratch, like the state
+        .template Attr<int64_t>("scratch_seed");
+  }
+};
+
+}  // namespace jax_sa

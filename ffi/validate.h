@@ -1,0 +1,191 @@
+// Whether a slot holds the automaton of its text: it is built once more, in scratch memory, and
+// compared. The same on host and device.
+//
+// Nodes are numbered in the order they are made, so all arrays must be equal but the edge table,
+// whose entries depend on the hash and on the order of adding: there, the edges must be the same,
+// each where a search finds it, and each in its source's list once.
+//
+// Nothing of the slot is trusted on the way: an index is used only after its range was checked,
+// and a list is followed only to entries that it has not passed. The scratch slot has a seed of its
+// own, so that the slot's text cannot have been chosen to collide under it.
+#pragma once
+
+#include <cstdint>
+
+#include "automaton.h"
+#include "rows.h"
+#include "state.h"
+
+namespace jax_sa {
+
+// Bits of what is wrong with a slot; `jax_sa.Invalid` documents them.
+constexpr int32_t kInvalidLength = 1;
+constexpr int32_t kInvalidNodes = 2;
+constexpr int32_t kInvalidSuffixes = 4;
+constexpr int32_t kInvalidEdges = 8;
+constexpr int32_t kInvalidLists = 16;
+
+// Compares a slot with the one that was built of its text. Marks in the built one what it has
+// seen of either, so that nothing counts twice.
+template <class Warp>
+class Comparison {
+ public:
+  JAX_SA_FN Comparison(Warp warp, Slot slot, Slot built)
+      : warp_(warp), slot_(slot), built_(built), hash_(*slot.seed), built_hash_(*built.seed) {}
+
+  JAX_SA_FN int32_t invalid() const {
+    const bool edges = edges_differ() || edges_are_lost();
+    return (nodes_differ() ? kInvalidNodes : 0) | (suffixes_differ() ? kInvalidSuffixes : 0) |
+           (edges ? kInvalidEdges : 0) | (lists_differ() ? kInvalidLists : 0);
+  }
+
+ private:
+  static constexpr int32_t kSeen = -1;  // neither a target nor a next entry
+
+  JAX_SA_FN int32_t num_nodes() const { return 2 * slot_.max_seq_len; }
+
+  JAX_SA_FN bool nodes_differ() const {
+    const bool nodes = warp_.any(0, num_nodes(), [&](int32_t i) {
+      return slot_.nodes[i].link != built_.nodes[i].link ||
+             slot_.nodes[i].recent_end != built_.nodes[i].recent_end;
+    });
+    const bool clones = warp_.any(0, slot_.max_seq_len, [&](int32_t i) {
+      return slot_.clones[i].length != built_.clones[i].length ||
+             slot_.clones[i].first_end != built_.clones[i].first_end;
+    });
+    return nodes || clones || *slot_.num_clones != *built_.num_clones;
+  }
+
+  JAX_SA_FN bool suffixes_differ() const {
+    return warp_.any(0, kWindow, [&](int32_t i) {
+      return slot_.suffixes[i].node != built_.suffixes[i].node ||
+             slot_.suffixes[i].length != built_.suffixes[i].length;
+    });
+  }
+
+  JAX_SA_FN bool is_taken(int32_t entry) const { return slot_.edges[entry].source != 0; }
+
+  // Takes the same edge, of the same target, out of the built slot. Its text's length is given as
+  // 0, because implied edges must not be among the explicit ones.
+  JAX_SA_FN bool take(Edge edge) const {
+    if (edge.source < 1 || edge.source > num_nodes() || edge.target == kSeen) return false;
+    const Place place = built_.find(built_hash_, edge.source - 1, edge.token, 0);
+    return place.target != kNone &&
+           warp_.exchange(built_.edges[place.entry].target, kSeen) == edge.target;
+  }
+
+  JAX_SA_FN bool edges_differ() const {
+    const bool others = warp_.any(0, slot_.num_entries, [&](int32_t entry) {
+      return is_taken(entry) && !take(slot_.edges[entry]);
+    });
+    warp_.sync();
+    const bool missing = warp_.any(0, slot_.num_entries, [&](int32_t entry) {
+      return built_.edges[entry].source != 0 && built_.edges[entry].target != kSeen;
+    });
+    return others || missing;
+  }
+
+  // Whether a search that starts at an edge's home comes upon a free entry before the edge. Each
+  // lane has a part of the table, and looks back from there to the last free entry.
+  JAX_SA_FN bool edges_are_lost() const {
+    const int32_t part = slot_.num_entries / kWindow + 1;
+    return warp_.any(0, kWindow, [&](int32_t lane) {
+      const int32_t begin = lane * part;
+      const int32_t end = begin + part < slot_.num_entries ? begin + part : slot_.num_entries;
+      if (begin >= end) return false;
+      int32_t run = 0;  // taken entries before this one, side by side
+      while (run < slot_.num_entries && is_taken(entries_apart(begin, run + 1))) ++run;
+      for (int32_t entry = begin; entry < end; ++entry) {
+        if (is_taken(entry) && entries_apart(entry, home(entry)) > run) return true;
+        run = is_taken(entry) ? run + 1 : 0;
+      }
+      return false;
+    });
+  }
+
+  JAX_SA_FN int32_t home(int32_t entry) const {
+    return slot_.home(hash_, slot_.edges[entry].source - 1, slot_.edges[entry].token);
+  }
+
+  // How far entry `b` is before entry `a`, round the table's end; or the entry that is `b` before.
+  JAX_SA_FN int32_t entries_apart(int32_t a, int32_t b) const {
+    return a >= b ? a - b : a - b + slot_.num_entries;
+  }
+
+  JAX_SA_FN bool lists_differ() const {
+    const bool unsound =
+        warp_.any(0, num_nodes(), [&](int32_t node) { return !list_is_sound(node); });
+    warp_.sync();
+    const bool unlisted = warp_.any(0, slot_.num_entries, [&](int32_t entry) {
+      return is_taken(entry) && built_.edges[entry].next != kSeen;
+    });
+    return unsound || unlisted;
+  }
+
+  // Whether a node's list ends, and holds edges of the node alone, none twice.
+  JAX_SA_FN bool list_is_sound(int32_t node) const {
+    for (int32_t next = slot_.heads[node]; next != 0;) {
+      if (next < 1 || next > slot_.num_entries) return false;
+      const Edge edge = slot_.edges[next - 1];
+      if (edge.source != node + 1) return false;
+      if (warp_.exchange(built_.edges[next - 1].next, kSeen) == kSeen) return false;
+      next = edge.next;
+    }
+    return true;
+  }
+
+  Warp warp_;
+  Slot slot_;
+  Slot built_;
+  Hash hash_;
+  Hash built_hash_;
+};
+
+// Sets a slot's arrays to zeros, and its seed.
+template <class Warp>
+JAX_SA_FN void make_empty(const Warp& warp, const Slot& slot, int32_t seed) {
+  const int64_t max_seq_len = slot.max_seq_len;
+  const int64_t num_entries = slot.num_entries;
+  warp.each(kWindow, [&](int32_t lane) {
+#define JAX_SA_CLEAR(type, name, size) \
+  for (int64_t i = lane; i < (size); i += kWindow) slot.name[i] = type{};
+    JAX_SA_LEAVES(JAX_SA_CLEAR)
+#undef JAX_SA_CLEAR
+  });
+  warp.only(0, [&](int32_t) { *slot.seed = seed; });
+}
+
+struct Validate {
+  State state;
+  State scratch;
+  Rows rows;         // all slots
+  int32_t* invalid;  // [slots]
+  int32_t scratch_seed;
+
+  int64_t num_tokens() const { return int64_t{rows.count} * state.max_seq_len; }
+
+  template <class Warp>
+  JAX_SA_FN void operator()(const Warp& warp, int32_t row) const {
+    const Slot slot = state.slot(row);
+    const int32_t result = is_length(*slot.length) ? compare(warp, row) : kInvalidLength;
+    warp.only(0, [&](int32_t) { invalid[row] = result; });
+  }
+
+ private:
+  JAX_SA_FN bool is_length(int32_t length) const {
+    return length >= 0 && length <= state.max_seq_len;
+  }
+
+  template <class Warp>
+  JAX_SA_FN int32_t compare(const Warp& warp, int32_t row) const {
+    const Slot slot = state.slot(row);
+    const Slot built = scratch.slot(row);
+    make_empty(warp, built, scratch_seed);
+    Automaton<Warp> automaton(warp, built);
+    for (int32_t i = 0; i < *slot.length; ++i) automaton.append(slot.tokens[i]);
+    automaton.store();
+    return Comparison<Warp>(warp, slot, built).invalid();
+  }
+};
+
+}  // namespace jax_sa

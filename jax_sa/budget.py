@@ -1,0 +1,185 @@
+"""How many drafted tokens are worth verifying: the chance that they hold, and one budget for all.
+
+Letters: B rows, K draft tokens, W budgets or widths that are compared.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_sa._checks import check_array, check_int
+from jax_sa.automaton import DRAFT_FILL, Draft
+
+FAILURE_RATE = 1.6
+"""A drafted token fails with chance `FAILURE_RATE / (match length + its place in the draft)`.
+
+Measured as 1.4 to 1.8 for matches of up to 8 tokens on two sets of recorded responses of language
+models, and 0.8 to 1.2 for longer ones, where it hardly matters."""
+
+NEURAL_MATCH_LENGTH = 3
+"""A neural draft is as trustworthy as the automaton's after a match of so many tokens."""
+
+MAX_COUNTED_MATCH = 64
+"""Longer matches count as this long when a budget is shared."""
+
+PRIOR_FAILURES = 4.0
+"""A row's own record counts as much as the general rule after so many expected failures."""
+
+MEMORY = 0.95
+"""A row's record of earlier steps counts this much less after each step with a draft."""
+
+_SEARCH_WAYS, _SEARCH_ROUNDS = 64, 3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """How well the drafts of B rows did, against what `FAILURE_RATE` says of them."""
+
+    expected: jax.Array
+    """float32[B] failures that were to be expected of the tokens verified, recent ones mostly."""
+    seen: jax.Array
+    """float32[B] drafts that failed, recent ones mostly."""
+
+    def strain(self) -> jax.Array:
+        """float32[B] how many times likelier the row's drafts fail than the general rule says."""
+        return (PRIOR_FAILURES + self.seen) / (PRIOR_FAILURES + self.expected)
+
+
+def init_record(like: jax.Array) -> Record:
+    """A record without history, of as many rows as `like` [B] has."""
+    none = jnp.zeros_like(like, jnp.float32)
+    return Record(none, none)
+
+
+def update_record(record: Record, draft: Draft, confirmed: jax.Array) -> Record:
+    """The record after a step that verified `draft` and confirmed int32[B] tokens of it.
+
+    A draft that ends before it fails, and a row without a draft, count as no failure.
+    """
+    verified = draft.length > 0
+    failed = verified & (confirmed < draft.length)
+    tried = jnp.minimum(confirmed + 1, draft.length)
+    expected = jnp.sum(jnp.where(_places(draft) <= tried[:, None], _failure(draft), 0.0), axis=1)
+    kept = jnp.where(verified, MEMORY, 1.0)
+    return Record(
+        expected=record.expected * kept + expected,
+        seen=record.seen * kept + failed.astype(jnp.float32),
+    )
+
+
+def survival(draft: Draft, strain: jax.Array) -> jax.Array:
+    """float32[B, K] the chance that a drafted token and all before it hold; 0 beyond the draft.
+
+    Args:
+      draft: of B rows and K tokens.
+      strain: float32[B] of `Record.strain`.
+    """
+    holds = jnp.clip(1.0 - strain[:, None] * _failure(draft), 0.0, 1.0)
+    holds = jnp.where(_places(draft) <= draft.length[:, None], holds, 0.0)
+    return jnp.cumprod(holds, axis=1)
+
+
+def share_budget(
+    draft: Draft, budget: jax.Array | int, *, weights: jax.Array | None = None
+) -> Draft:
+    """Cuts the drafts of a batch by one common factor, so that all together fit a budget.
+
+    Row b keeps `min(length, round(f * weight * min(match_length, 64)))` tokens, with the largest
+    factor f for which their sum is at most the budget. The chance that a draft goes on falls like
+    one over match length and place, so this verifies the tokens that are likeliest to hold. A row
+    whose draft is neural counts as one with a match of `NEURAL_MATCH_LENGTH` tokens.
+
+    Args:
+      draft: of B rows and K tokens.
+      budget: drafted tokens of all rows together, an int of at least 0, or int32[] on the device
+        (below 0 counts as 0), so that nothing is recompiled when it changes.
+      weights: float32[B], above 0, such as 1/2 for a draft from a less trusted source. None: 1.
+
+    Returns:
+      The draft with `length` and `tokens` cut.
+
+    Raises:
+      ValueError, TypeError: at trace time, naming the argument.
+    """
+    (rows,) = check_array("draft.length", getattr(draft, "length", None), jnp.int32, ("B",))
+    if isinstance(budget, jax.Array):
+        check_array("budget", budget, jnp.int32, ())
+    else:
+        budget = jnp.asarray(check_int("budget", budget, 0), jnp.int32)
+    if weights is None:
+        weights = jnp.ones(rows, jnp.float32)
+    check_array("weights", weights, jnp.float32, (rows,))
+    return cut_draft(draft, shared_lengths(draft, budget[None], weights)[0])
+
+
+def shared_lengths(draft: Draft, budgets: jax.Array, weights: jax.Array) -> jax.Array:
+    """int32[W, B] the lengths that `share_budget` gives for each of int32[W] budgets."""
+    match = jnp.clip(_match_length(draft), 1.0, MAX_COUNTED_MATCH)
+    scale = weights * match  # the tokens that f = 1 keeps
+    drafted = draft.length.astype(jnp.float32)
+
+    def lengths(factor: jax.Array) -> jax.Array:
+        """float32[W, F, B] of factors [W, F]."""
+        return jnp.minimum(drafted[None, None], jnp.round(factor[..., None] * scale[None, None]))
+
+    budgets = budgets.astype(jnp.float32)
+    low = jnp.zeros_like(budgets)
+    step = jnp.broadcast_to(jnp.max((drafted + 1.0) / scale), low.shape)  # cuts nothing
+    way = jnp.arange(1, _SEARCH_WAYS + 1, dtype=jnp.float32)[None]
+    for _ in range(_SEARCH_ROUNDS):  # in place of a bisection: fewer, wider steps
+        step = step / _SEARCH_WAYS
+        total = jnp.sum(lengths(low[:, None] + way * step[:, None]), axis=-1)
+        fits = jnp.sum((total <= budgets[:, None]).astype(jnp.float32), axis=-1)
+        low = low + fits * step
+    return lengths(low[:, None])[:, 0].astype(jnp.int32)
+
+
+def expected_tokens(survival: jax.Array, lengths: jax.Array) -> jax.Array:
+    """float32[W] drafted tokens that are expected to hold if int32[W, B] of them are verified.
+
+    Args:
+      survival: float32[B, K], as `survival` gives it.
+      lengths: of each draft, for each of W ways to cut them.
+    """
+    rows, width = survival.shape
+    up_to = jnp.concatenate([jnp.zeros((rows, 1), jnp.float32), jnp.cumsum(survival, axis=1)], 1)
+    held = jnp.take_along_axis(up_to, jnp.clip(lengths, 0, width).T, axis=1)
+    return jnp.sum(held, axis=0)
+
+
+def estimate_costs(tokens: Any, platform: str) -> jax.Array:
+    """float32[W] relative costs of steps that verify int[W] tokens, where none were measured.
+
+    A step costs one for what it does anyway, and for each token 0.15 on a CPU, where products with
+    few rows are already bound by arithmetic, or 0.002 on an accelerator, where they are bound by
+    reading the weights. `calibrate` measures the real ones.
+    """
+    per_token = 0.15 if platform == "cpu" else 0.002
+    return 1.0 + per_token * jnp.asarray(tokens, jnp.float32)
+
+
+def cut_draft(draft: Draft, lengths: jax.Array) -> Draft:
+    """The draft with at most int32[B] `lengths` tokens in each row."""
+    length = jnp.clip(lengths, 0, draft.length)
+    tokens = jnp.where(_places(draft) <= length[:, None], draft.tokens, DRAFT_FILL)
+    return dataclasses.replace(draft, tokens=tokens, length=length)
+
+
+def _match_length(draft: Draft) -> jax.Array:
+    """float32[B]; a draft without a match is neural."""
+    neural = (draft.match_length == 0) & (draft.length > 0)
+    return jnp.where(neural, NEURAL_MATCH_LENGTH, draft.match_length).astype(jnp.float32)
+
+
+def _failure(draft: Draft) -> jax.Array:
+    """float32[B, K] the chance that a drafted token fails if all before it held."""
+    distance = _match_length(draft)[:, None] + _places(draft).astype(jnp.float32)
+    return jnp.minimum(FAILURE_RATE / distance, 1.0)
+
+
+def _places(draft: Draft) -> jax.Array:
+    """int32[1, K] 1, ..., K."""
+    return jnp.arange(1, draft.tokens.shape[1] + 1, dtype=jnp.int32)[None]

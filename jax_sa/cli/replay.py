@@ -1,0 +1,130 @@
+"""The command `replay`: tokens per step that drafts would have made, as a table and JSON."""
+
+import argparse
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax_sa import traces as traces_module
+from jax_sa._checks import check_int
+from jax_sa.cli.devices import start_jax
+from jax_sa.cli.output import json_file, show
+from jax_sa.cli.progress import ProgressBar
+from jax_sa.cli.table import format_table
+from jax_sa.replay import Replayed, replay_traces, summarize
+from jax_sa.tokenizer import load_tokenizer
+from jax_sa.traces import Trace
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `replay` to the command line."""
+    parser = subparsers.add_parser(
+        "replay",
+        help="replay recorded texts: tokens per step with drafts from the automaton",
+        description="Replays recorded texts as if a model produced them, in one jitted loop: the "
+        "prompt is prefilled, then each step drafts, accepts what the recorded response confirms, "
+        "and extends. Prints tokens per step by category.",
+    )
+    parser.add_argument(
+        "traces",
+        nargs="?",
+        type=pathlib.Path,
+        metavar="TRACES",
+        help=".npz (tokens, offsets, prompt_lengths; optional category, id) or .jsonl (prompt and "
+        "response, as token ids or text); default: the running Python's own source, as bytes",
+    )
+    parser.add_argument(
+        "--max-draft", type=int, default=8, metavar="K", help="the most tokens to draft (8)"
+    )
+    parser.add_argument(
+        "--min-match", type=int, default=1, metavar="L", help="shorter matches draft nothing (1)"
+    )
+    parser.add_argument(
+        "--max-match", type=int, metavar="L", help="longer matches count as this long (no limit)"
+    )
+    parser.add_argument(
+        "--occurrence",
+        choices=("recent", "first"),
+        default="recent",
+        help="the earlier occurrence that drafts follow (recent)",
+    )
+    parser.add_argument(
+        "--draft-factor",
+        type=float,
+        metavar="F",
+        help="draft at most F * match length tokens (no limit)",
+    )
+    parser.add_argument(
+        "--no-periodic", action="store_true", help="stop a draft at the end of the text"
+    )
+    parser.add_argument("--slots", type=int, default=8, metavar="S", help="texts side by side (8)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N texts")
+    parser.add_argument(
+        "--tokenizer",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="a Hugging Face tokenizer.json for text in .jsonl; default: its bytes",
+    )
+    parser.add_argument(
+        "--json", type=pathlib.Path, metavar="FILE", help="also write the results here"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `replay`; ValueError or TypeError for bad input."""
+    num_slots = check_int("--slots", args.slots, 1)
+    limit = None if args.limit is None else check_int("--limit", args.limit, 1)
+    options = {
+        "max_draft": args.max_draft,
+        "min_match": args.min_match,
+        "max_match": args.max_match,
+        "occurrence": args.occurrence,
+        "draft_factor": args.draft_factor,
+        "periodic": not args.no_periodic,
+    }
+    with json_file("--json", args.json) as write_json:
+        traces = _load_traces(args.traces, args.tokenizer)[:limit]
+        start_jax()
+        bar = ProgressBar(len(traces), "texts")
+        results = replay_traces(traces, num_slots=num_slots, on_progress=bar.advance, **options)
+        rows = summarize(results)
+        write_json(_as_json(options, results, rows))
+    titles = [name.replace("_", " ") for name in rows[0]]
+    show(format_table(titles, [list(row.values()) for row in rows]))
+    return 0
+
+
+def _load_traces(path: pathlib.Path | None, tokenizer: pathlib.Path | None) -> list[Trace]:
+    if path is None:
+        if tokenizer is not None:
+            raise ValueError("--tokenizer: expected TRACES with text to encode, got none")
+        return traces_module.standard_library()
+    return traces_module.load(path, None if tokenizer is None else _encoder(tokenizer))
+
+
+def _encoder(path: pathlib.Path) -> Callable[[str], list[int]]:
+    try:
+        tokenizer = load_tokenizer(path)
+    except ValueError as error:
+        raise ValueError(f"--tokenizer: {error}") from None
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _as_json(
+    options: dict[str, Any], results: Sequence[Replayed], rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "options": options,
+        "categories": rows,
+        "traces": [
+            {
+                "id": result.trace.id,
+                "category": result.trace.category,
+                "steps": result.steps,
+                "drafted": result.drafted,
+                "accepted": result.accepted,
+            }
+            for result in results
+        ],
+    }

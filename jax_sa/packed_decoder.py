@@ -1,0 +1,498 @@
+"""Continuous batching on the device: any number of prompts through a few rows, without padding.
+
+Letters: N prompts, B rows, P tokens of the longest prompt, G new tokens at most, K draft tokens,
+T places of a step's block, W widths, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_sa import budget
+from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
+from jax_sa._options import DraftOptions
+from jax_sa.automaton import Draft, extend_lookup, reset
+from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
+from jax_sa.packed_queue import (
+    Completions,
+    Queue,
+    Work,
+    begin,
+    end,
+    make_queue,
+    note,
+    refill,
+    unfinished,
+)
+from jax_sa.packed_rows import (
+    Block,
+    Plan,
+    Rows,
+    Step,
+    admit,
+    can_fit,
+    idle_rows,
+    own_tokens,
+    plan_step,
+)
+from jax_sa.packing import pack
+from jax_sa.sampling import Sampling, check_sampling
+from jax_sa.seqlens import expand_seqlens
+from jax_sa.state import State, check_state
+from jax_sa.verify import Accepted, accept_greedy, accept_sampled, cut_at_stop, last_token
+
+WIDTHS = (1.0, 1.5, 2.0, 3.0, 5.0, 9.0, 17.0)
+"""Tokens a row, on average, for which a step that reads no prompt is compiled."""
+
+READING_WIDTH = 3.0
+"""Tokens a row, on average, beside the prompt tokens of a step that reads prompts."""
+
+CALIBRATION_PROMPT = 32
+"""Tokens that `calibrate` reads of a prompt at most."""
+
+SHORT_CHUNK = 128
+"""Prompt tokens that the shorter block of a step that reads prompts has room for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedDecoder(DraftOptions):
+    """Decodes through a flat block: each step has one budget of places, which the rows share.
+
+    A step's block holds, one row after the other, a chunk of the prompt of each row that reads
+    one, and of each row that writes its last token and as much of its draft as is worth verifying.
+    Rows without a draft take one place.
+
+    The model is a function `model(params, tokens int32[T], rows int32[T], positions int32[T],
+    cache) -> (logits, cache)`. Token t belongs to row `rows[t]` and stands at `positions[t]` of
+    its text. The model keeps what it must remember of it there, and attends to the row's tokens up
+    to that position and to no other row's. Tokens of a row are consecutive, their positions
+    ascending. A place with `rows[t] == B` is padding: it must write nothing. What the cache holds
+    of a row from the position of its first token in the block on is overwritten before it is
+    attended to, so a refused token, or a request that ended, needs no cleanup. T is static, and
+    differs from call to call. `logits` is [T, V], or, so that only what is read is computed, a
+    function that maps places int32[R] to their logits [R, V]; it is called once.
+
+    The cache is any pytree of B rows. If it has a field `block_table`, a
+    `jax_sa.cache_schema.BlockTable` of B + 1 slots, its pages are claimed and freed here: row b is
+    slot b + 1, and a request starts once there are pages for its prompt and all of its new tokens.
+    Until then it waits. A cache without such a field must have room for every prompt and its new
+    tokens in every row.
+
+    Compiled code is cached per decoder, and shared by decoders that hold the same functions.
+
+    Raises:
+      ValueError, TypeError: naming the option.
+    """
+
+    model: Callable[..., tuple[Any, Any]]
+    """The model, as described above."""
+    stop_tokens: tuple[int, ...] = ()
+    """A row ends with the first of them that it emits."""
+    budget: int = 1024
+    """Places of a block at most, for prompts, drafts and last tokens of all rows together."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not callable(self.model):
+            raise TypeError(f"model: expected a function, got {type(self.model).__name__}")
+        if not isinstance(self.stop_tokens, tuple):
+            raise TypeError(f"stop_tokens: expected a tuple of ints, got {self.stop_tokens!r}")
+        stop_tokens = tuple(check_int("stop_tokens", t, INT32_MIN) for t in self.stop_tokens)
+        object.__setattr__(self, "stop_tokens", stop_tokens)
+        object.__setattr__(self, "budget", check_int("budget", self.budget, 1))
+
+    def widths(self, rows: int, *, drafts: bool = True) -> tuple[int, ...]:
+        """The places of the blocks that are compiled for steps of `rows` rows without prompts.
+
+        Args:
+          rows: B.
+          drafts: whether there are automata; without, a step has one place for each row.
+        """
+        if self.budget < rows:
+            raise ValueError(
+                f"budget: expected at least {rows}, one for each row, got {self.budget}"
+            )
+        most = min(rows * (1 + self.max_draft), self.budget)
+        factors = WIDTHS if drafts else WIDTHS[:1]
+        return tuple(sorted({min(int(rows * factor), most) for factor in factors}))
+
+    def init(
+        self,
+        cache: Any,
+        *,
+        rows: int,
+        max_prompt: int,
+        max_new_tokens: int,
+        state: State | None = None,
+        sampling: Sampling | None = None,
+    ) -> Rows:
+        """Idle rows.
+
+        Args:
+          cache: the model's, of B rows.
+          rows: B.
+          max_prompt: P.
+          max_new_tokens: G.
+          state: automata of B slots, which are reset as requests begin. None: no drafts.
+          sampling: how tokens are drawn, with one number or an array of one per row. None:
+            greedily.
+
+        Raises:
+          ValueError, TypeError: naming the argument.
+        """
+        rows = check_int("rows", rows, 1)
+        max_prompt = check_int("max_prompt", max_prompt, 1)
+        check_int("max_new_tokens", max_new_tokens, 1)
+        if state is not None:
+            check_state(state)
+            if state.num_slots != rows:
+                raise ValueError(f"state: expected {rows} slots, got {state.num_slots}")
+        table = getattr(cache, "block_table", None)
+        if table is not None:
+            check_array("cache.block_table.num_blocks", table.num_blocks, jnp.int32, (rows + 1,))
+        self.widths(rows)  # which checks the budget
+        if sampling is not None:
+            sampling = check_sampling(sampling, rows)
+        max_draft = 0 if state is None else self.max_draft
+        return idle_rows(cache, state, sampling, rows, max_prompt, max_draft)
+
+    def generate(
+        self,
+        params: Any,
+        prompts: jax.Array,
+        prompt_lengths: jax.Array,
+        cache: Any,
+        *,
+        rows: int,
+        max_new_tokens: int,
+        state: State | None = None,
+        limits: jax.Array | None = None,
+        sampling: Sampling | None = None,
+        costs: jax.Array | None = None,
+    ) -> Completions:
+        """Answers any number of prompts through `rows` rows, in one jitted `lax.while_loop`.
+
+        A row that ends takes the next prompt. The answers are those of plain decoding: token for
+        token (`accept_greedy`) for a model whose logits do not depend on T, or, with `sampling`,
+        in distribution (`accept_sampled`).
+
+        Args:
+          params: the model's parameters, a pytree.
+          prompts: int32[N, P].
+          prompt_lengths: int32[N] in 1..P.
+          cache: the model's, of B rows; donated.
+          rows: B.
+          max_new_tokens: G.
+          state: automata of B slots, donated; reset as prompts begin. None: no drafts.
+          limits: int32[N] new tokens of each prompt at most, clipped to 0..G. None: G.
+          sampling: one number for all prompts each. None: greedy.
+          costs: float32[W] the relative cost of a step of each of `widths(rows)`, as `calibrate`
+            measures them. None: an estimate for the default backend.
+
+        Returns:
+          The answers. A prompt that cannot be answered is not `finished`; the others are.
+
+        Raises:
+          ValueError, TypeError: naming the argument; and, where lengths and limits are known, for
+            a prompt that is empty or can never fit, naming it.
+        """
+        count, width = check_array("prompts", prompts, jnp.int32, ("N", "P"))
+        check_array("prompt_lengths", prompt_lengths, jnp.int32, (count,))
+        if limits is None:
+            limits = jnp.full(count, max_new_tokens, jnp.int32)
+        check_array("limits", limits, jnp.int32, (count,))
+        limits = jnp.clip(limits, 0, max_new_tokens)
+        _check_requests(cache, width, prompt_lengths, limits)
+        queue = make_queue(cache, prompts, prompt_lengths, limits)
+        costs = self._costs(costs, rows, state)
+        idle = self.init(
+            cache,
+            rows=rows,
+            max_prompt=max(width, 1),
+            max_new_tokens=max_new_tokens,
+            state=state,
+            sampling=sampling,
+        )
+        work = begin(idle, queue, max_new_tokens)
+        return end(self._run(params, queue, work, costs, jnp.asarray(INT32_MAX, jnp.int32)))
+
+    @functools.partial(jax.jit, static_argnames="self", donate_argnames="work")
+    def _run(
+        self, params: Any, queue: Queue, work: Work, costs: jax.Array, max_calls: jax.Array
+    ) -> Work:
+        """Goes on until all is done, or for so many calls of the model."""
+        last = work.done.calls + jnp.minimum(max_calls, INT32_MAX - work.done.calls)
+
+        def goes_on(work: Work) -> jax.Array:
+            return unfinished(work, queue) & (work.done.calls < last)
+
+        def body(work: Work) -> Work:
+            work = refill(work, queue)
+            return note(work, *self._step(params, work.rows, costs))
+
+        return jax.lax.while_loop(goes_on, body, work)
+
+    def calibrate(
+        self,
+        params: Any,
+        prompts: jax.Array,
+        prompt_lengths: jax.Array,
+        cache: Any,
+        *,
+        rows: int,
+        max_new_tokens: int,
+        state: State | None = None,
+        sampling: Sampling | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Calibration:
+        """Measures the cost of a step of each width, on the user's model and device.
+
+        It takes a few seconds and, if a `generate` of the same shapes follows, compiles nothing
+        that would not be compiled for that. The first B prompts are decoded, of each at most
+        `CALIBRATION_PROMPT` tokens.
+
+        Args:
+          params: as in `generate`, like all that follows up to `sampling`.
+          prompts: int32[N, P].
+          prompt_lengths: int32[N].
+          cache: donated.
+          rows: B.
+          max_new_tokens: G.
+          state: donated.
+          sampling: as in `generate`.
+          on_progress: called with the number of widths that were measured, and of all.
+
+        Raises:
+          ValueError, TypeError: as `generate`.
+        """
+        count, width = check_array("prompts", prompts, jnp.int32, ("N", "P"))
+        check_array("prompt_lengths", prompt_lengths, jnp.int32, (count,))
+        check_int("max_new_tokens", max_new_tokens, CALIBRATION_TOKENS)
+        used = jnp.where(jnp.arange(count) < rows, prompt_lengths, 0)
+        used = jnp.minimum(used, CALIBRATION_PROMPT)
+        limits = jnp.full(count, max_new_tokens, jnp.int32)
+        queue = make_queue(cache, prompts, used, limits)
+        estimate = self._costs(None, rows, state)
+
+        def restart(work: Work | None) -> Work:
+            """Work of which every row has read its prompt."""
+            buffers = (cache, state) if work is None else (work.rows.cache, work.rows.state)
+            idle = self.init(
+                buffers[0],
+                rows=rows,
+                max_prompt=max(width, 1),
+                max_new_tokens=max_new_tokens,
+                state=buffers[1],
+                sampling=sampling,
+            )
+            work = begin(idle, queue, max_new_tokens)
+            work = self._run(params, queue, work, estimate, jnp.ones((), jnp.int32))
+            while bool(jnp.any(work.rows.read < work.rows.prompt_lengths)):
+                work = self._run(params, queue, work, estimate, jnp.ones((), jnp.int32))
+            return work
+
+        def advance(work: Work, costs: jax.Array, calls: int) -> tuple[Work, int]:
+            before = int(work.done.calls)
+            work = self._run(params, queue, work, costs, jnp.asarray(calls, jnp.int32))
+            return work, int(work.done.calls) - before
+
+        costs, work = measure_costs(restart, advance, estimate.size, on_progress)
+        done = end(work)
+        return Calibration(costs, done.cache, done.state)
+
+    def admit(
+        self, rows: Rows, prompts: jax.Array, prompt_lengths: jax.Array, limits: jax.Array
+    ) -> tuple[Rows, jax.Array]:
+        """Gives idle rows a request; which row, and which request first, is the caller's choice.
+
+        Args:
+          rows: of B rows, donated.
+          prompts: int32[B, P] a prompt for each row that is to begin one.
+          prompt_lengths: int32[B] in 1..P; 0 for a row that is left alone.
+          limits: int32[B] new tokens of each row at most, in 1..G.
+
+        Returns:
+          The rows, and bool[B] which of them began. A row that is not idle does not, nor does one
+          whose prompt and new tokens find no free pages now: ask again when others have ended.
+
+        Raises:
+          ValueError, TypeError: at trace time, naming the argument; and, where the values are
+            known, for a request that can never fit.
+        """
+        width = rows.prompts.shape[1]
+        (count,) = rows.prompt_lengths.shape
+        check_array("prompts", prompts, jnp.int32, (count, width))
+        check_array("prompt_lengths", prompt_lengths, jnp.int32, (count,))
+        check_array("limits", limits, jnp.int32, (count,))
+        _check_requests(rows.cache, width, prompt_lengths, limits, skip_empty=True)
+        return _admit_and_reset(rows, prompts, prompt_lengths, limits)
+
+    @functools.partial(jax.jit, static_argnames="self", donate_argnames="rows")
+    def step(self, params: Any, rows: Rows, costs: jax.Array | None = None) -> tuple[Rows, Step]:
+        """Calls the model once: reads prompts, emits tokens, and drafts those that follow them.
+
+        Args:
+          params: the model's parameters, a pytree.
+          rows: donated.
+          costs: as in `generate`.
+        """
+        return self._step(params, rows, self._costs(costs, rows.limits.size, rows.state))
+
+    def _costs(self, costs: Any, rows: int, state: State | None) -> jax.Array:
+        """The costs given, checked, or else an estimate."""
+        widths = self.widths(rows, drafts=state is not None)
+        if costs is None:
+            return budget.estimate_costs(widths, jax.default_backend())
+        check_array("costs", costs, jnp.float32, (len(widths),))
+        return costs
+
+    def _step(self, params: Any, rows: Rows, costs: jax.Array) -> tuple[Rows, Step]:
+        sampling, key = rows.sampling, None
+        if sampling is not None:
+            next_key, key = jax.random.split(sampling.key)
+            sampling = dataclasses.replace(sampling, key=next_key)
+        blocks = self._blocks(rows)
+        plan = plan_step(rows, blocks, costs)
+        own = own_tokens(rows, blocks[-1].total)
+        # The automata stay out of the branches: jax before 0.11.2 copies what a branch updates.
+        branches = [
+            functools.partial(self._verify, block, params, rows, plan, own, key) for block in blocks
+        ]
+        accepted, cache = jax.lax.switch(plan.block, branches, rows.cache)
+        accepted, stopped = cut_at_stop(accepted, plan.emits, self.stop_tokens)
+
+        active = ~rows.idle
+        lengths = rows.lengths + accepted.length
+        finished = active & (stopped | (plan.emits & (lengths >= rows.limits)))
+        reading = active & (rows.read < rows.prompt_lengths)
+        confirmed = jnp.maximum(accepted.length - 1, 0)
+        left = jnp.where(finished | ~plan.emits, 0, rows.limits - lengths)
+        state, draft = self._draft(rows, own, jnp.where(reading, plan.counts, 0), accepted, left)
+        return dataclasses.replace(
+            rows,
+            prompt_lengths=jnp.where(finished, 0, rows.prompt_lengths),
+            read=rows.read + plan.counts + confirmed,
+            lengths=lengths,
+            last=last_token(accepted, rows.last),
+            draft=draft,
+            record=budget.update_record(rows.record, plan.draft, confirmed),
+            cache=cache,
+            state=state,
+            sampling=sampling,
+        ), Step(accepted.tokens, accepted.length, finished, plan.draft.length, confirmed)
+
+    def _blocks(self, rows: Rows) -> list[Block]:
+        """The blocks to compile: one for each width, then, ascending, those that read prompts."""
+        (count,) = rows.prompt_lengths.shape
+        widths = self.widths(count, drafts=rows.state is not None)
+        judged = max(width for width in widths if width <= READING_WIDTH * count)
+        totals = sorted({min(judged + SHORT_CHUNK, self.budget), self.budget})
+        return [
+            *(Block(width, width, reads_prompts=False) for width in widths),
+            *(Block(total, judged, reads_prompts=True) for total in totals),
+        ]
+
+    def _verify(
+        self,
+        block: Block,
+        params: Any,
+        rows: Rows,
+        plan: Plan,
+        own: jax.Array,
+        key: jax.Array | None,
+        cache: Any,
+    ) -> tuple[Accepted, Any]:
+        """The part of a step that depends on the size of its block."""
+        own = own if block.reads_prompts else own[:, :1]
+        packed = pack(own, plan.counts, plan.draft, rows.read, total=block.total)
+        logits, cache = self.model(params, packed.tokens, packed.rows, packed.positions, cache)
+        first = packed.first
+        if callable(logits):
+            places = jnp.arange(block.total, dtype=jnp.int32)
+            if block.reads_prompts:
+                places, first = _judged_places(plan, first, block.judged)
+            logits = logits(places)
+        if rows.sampling is None:
+            return accept_greedy(plan.draft, logits, first=first), cache
+        sampling = rows.sampling
+        accepted = accept_sampled(
+            key,
+            plan.draft,
+            logits,
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            first=first,
+        )
+        return accepted, cache
+
+    def _draft(
+        self,
+        rows: Rows,
+        own: jax.Array,
+        prompt_counts: jax.Array,
+        accepted: Accepted,
+        left: jax.Array,
+    ) -> tuple[State | None, Draft]:
+        """Appends the prompt tokens that were read and the tokens that were emitted; drafts.
+
+        A draft has at most `left - 1` tokens: a step emits one more.
+        """
+        if rows.state is None:
+            return None, rows.draft
+        column = jnp.arange(own.shape[1] + accepted.tokens.shape[1], dtype=jnp.int32)[None]
+        emitted = column - prompt_counts[:, None]
+        column = jnp.where(emitted < 0, column, own.shape[1] + emitted)
+        both = jnp.concatenate([own, accepted.tokens], axis=1)
+        return extend_lookup(
+            rows.state,
+            jnp.take_along_axis(both, column, axis=1, mode="clip"),
+            prompt_counts + accepted.length,
+            limits=left - 1,
+            **self.lookup_options(),
+        )
+
+
+@functools.partial(jax.jit, donate_argnames="rows")
+def _admit_and_reset(
+    rows: Rows, prompts: jax.Array, prompt_lengths: jax.Array, limits: jax.Array
+) -> tuple[Rows, jax.Array]:
+    rows, begins = admit(rows, prompts, prompt_lengths, limits)
+    if rows.state is not None:
+        slot = jnp.arange(begins.shape[0], dtype=jnp.int32)
+        state = reset(rows.state, jnp.where(begins, slot, -1))
+        rows = dataclasses.replace(rows, state=state)
+    return rows, begins
+
+
+def _check_requests(
+    cache: Any, max_prompt: int, prompt_lengths: Any, limits: Any, *, skip_empty: bool = False
+) -> None:
+    """Raises ValueError for the first request that can never be answered, if values are known."""
+    if any(isinstance(values, jax.core.Tracer) for values in (prompt_lengths, limits)):
+        return
+    lengths, limits = np.asarray(prompt_lengths), np.asarray(limits)
+    bad = ~np.asarray(can_fit(cache, lengths, limits, max_prompt))
+    if skip_empty:
+        bad &= lengths != 0
+    for i in np.flatnonzero(bad):
+        if not 1 <= lengths[i] <= max_prompt:
+            raise ValueError(
+                f"prompt_lengths: expected 1 to {max_prompt} tokens, got {lengths[i]} in prompt {i}"
+            )
+        raise ValueError(
+            f"prompts: expected a prompt and new tokens that fit the pages of one row, got "
+            f"{lengths[i]} + {limits[i]} tokens in prompt {i}"
+        )
+
+
+def _judged_places(plan: Plan, first: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """int32[count] the places whose logits are read, row by row, and where each row's begin."""
+    lengths = jnp.where(plan.emits, 1 + plan.draft.length, 0)
+    flat = expand_seqlens(first + lengths, lengths, total=count, fill=1, return_offsets=True)
+    return flat.values - 1, flat.offsets[:-1]

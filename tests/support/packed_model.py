@@ -1,0 +1,75 @@
+"""The toy model with the packed contract, its text in pages or in rows.
+
+As `toy_model`, in integers, so that no logit depends on the size or the order of a block.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import toy_model
+from toy_model import GARBAGE, MODULUS, SURPRISE, VOCABULARY
+
+from jax_sa.cache_schema import BlockTable, init_block_table
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowCache:
+    """int32[B, C] what the model has read of each row."""
+
+    tokens: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedCache:
+    """int32[pages, S] what the model has read, and whose pages these are."""
+
+    tokens: jax.Array
+    block_table: BlockTable
+
+
+def row_cache(rows, capacity):
+    return RowCache(jnp.full((rows, capacity), GARBAGE, jnp.int32))
+
+
+def paged_cache(rows, pages, page_size, max_blocks):
+    """`pages` pages besides the padding one."""
+    table = init_block_table(
+        num_slots=rows + 1, num_pages=pages + 1, max_blocks=max_blocks, block_size=page_size
+    )
+    return PagedCache(jnp.full((pages + 1, page_size), GARBAGE, jnp.int32), table)
+
+
+def model(params, tokens, rows, positions, cache):
+    """Logits of all places."""
+    if isinstance(cache, RowCache):
+        written = cache.tokens.at[rows, positions].set(tokens, mode="drop")
+        cache, texts = RowCache(written), written
+    else:
+        table = cache.block_table
+        num_rows, size = table.num_blocks.shape[0] - 1, table.block_size
+        page = table.pages.at[rows + 1, positions // size].get(mode="fill", fill_value=0)
+        page = jnp.where((rows < num_rows) & (page > 0), page, cache.tokens.shape[0])
+        written = cache.tokens.at[page, positions % size].set(tokens, mode="drop")
+        cache = dataclasses.replace(cache, tokens=written)
+        texts = written[table.pages[1:]].reshape(num_rows, -1)
+    text = texts.at[rows].get(mode="fill", fill_value=0)  # [T, C]
+    place = jnp.arange(1, text.shape[1] + 1, dtype=jnp.int32)[None]
+    seen = place <= positions[:, None] + 1
+    terms = jnp.where(seen, (text + 1) * (place * place % 97), 0)
+    checksum = jnp.sum(terms, axis=1) % MODULUS
+    before = jnp.take_along_axis(text, jnp.maximum(positions - 1, 0)[:, None], axis=1)[:, 0]
+    ruled = params[jnp.where(positions > 0, before, 0) % VOCABULARY, tokens % VOCABULARY]
+    chosen = jnp.where(checksum % SURPRISE == 0, checksum % VOCABULARY, ruled)
+    return jax.nn.one_hot(chosen, VOCABULARY), cache
+
+
+def lazy_model(params, tokens, rows, positions, cache):
+    """Logits of the places that are read."""
+    logits, cache = model(params, tokens, rows, positions, cache)
+    return lambda places: logits[places], cache
+
+
+greedy = toy_model.greedy

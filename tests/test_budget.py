@@ -1,0 +1,152 @@
+"""The chance that drafts hold, and the one budget that a batch shares."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jax_sa
+from jax_sa import budget
+
+K = 8
+
+
+def make_draft(lengths, matches):
+    rows = len(lengths)
+    lengths = jnp.asarray(lengths, jnp.int32)
+    tokens = jnp.broadcast_to(jnp.arange(1, K + 1, dtype=jnp.int32), (rows, K))
+    tokens = jnp.where(jnp.arange(K)[None] < lengths[:, None], tokens, jax_sa.DRAFT_FILL)
+    matches = jnp.asarray(matches, jnp.int32)
+    return jax_sa.Draft(tokens, lengths, matches, matches)
+
+
+def scale(match, length, weight):
+    counted = budget.NEURAL_MATCH_LENGTH if match == 0 and length > 0 else match
+    return weight * min(max(counted, 1), 64)
+
+
+def cut(draft, factor, weights):
+    """The rule, one row at a time."""
+    return [
+        min(int(length), round(factor * scale(int(match), int(length), weight)))
+        for length, match, weight in zip(draft.length, draft.match_length, weights, strict=True)
+    ]
+
+
+share = jax.jit(jax_sa.share_budget)
+
+rows = st.lists(
+    st.tuples(st.integers(0, K), st.integers(0, 90), st.sampled_from([0.25, 0.5, 1.0])),
+    min_size=5,
+    max_size=5,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows, st.integers(0, 45))
+def test_the_largest_common_factor_that_fits(drafts, total):
+    lengths, matches, weights = zip(*drafts, strict=True)
+    draft = make_draft(lengths, matches)
+    cut_draft = share(
+        draft, jnp.asarray(total, jnp.int32), weights=jnp.asarray(weights, jnp.float32)
+    )
+    got = cut_draft.length.tolist()
+    assert sum(got) <= max(total, 0)
+    # Every length changes at (n - 1/2) / scale: between two such factors nothing changes.
+    steps = {0.0, 1e9}
+    for length, match, weight in drafts:
+        steps |= {(n + 0.5) / scale(match, length, weight) for n in range(length)}
+    ordered = sorted(steps)
+    between = [(a + b) / 2 for a, b in itertools.pairwise(ordered)]
+    cuts = [cut(draft, factor, weights) for factor in between]
+    fitting = [lengths for lengths in cuts if sum(lengths) <= total]
+    assert sum(got) == max(map(sum, fitting)) and got in fitting
+
+
+def test_tokens_beyond_the_cut_are_filled():
+    draft = jax_sa.share_budget(make_draft([8, 8], [10, 2]), 6)
+    assert draft.length.tolist() == [5, 1]
+    assert draft.tokens.tolist() == [[1, 2, 3, 4, 5, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]]
+    assert draft.match_length.tolist() == [10, 2]
+
+
+def test_a_neural_draft_counts_as_a_match_of_its_own():
+    draft = make_draft([8, 8], [0, budget.NEURAL_MATCH_LENGTH])
+    assert jax_sa.share_budget(draft, 8).length.tolist() == [4, 4]
+
+
+def test_a_budget_from_the_device_compiles_once():
+    draft = make_draft([8, 8], [10, 2])
+    before = share._cache_size()
+    assert [
+        int(share(draft, jnp.asarray(total, jnp.int32)).length.sum()) for total in (-3, 0, 4, 99)
+    ] == [0, 0, 4, 16]
+    assert share._cache_size() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((make_draft([1], [1]), -1), ValueError, r"budget: expected an int in \[0"),
+        ((make_draft([1], [1]), 1.5), TypeError, "budget: expected an int"),
+        ((make_draft([1], [1]), jnp.ones(2, jnp.int32)), ValueError, r"budget: expected int32\[\]"),
+        (({}, 3), TypeError, "draft.length: expected int32"),
+    ],
+)
+def test_errors(arguments, error, message):
+    with pytest.raises(error, match=message):
+        jax_sa.share_budget(*arguments)
+
+
+def test_weights_are_checked():
+    with pytest.raises(ValueError, match=r"weights: expected float32\[1,\]"):
+        jax_sa.share_budget(make_draft([1], [1]), 3, weights=jnp.ones(2, jnp.float32))
+
+
+def test_survival_is_the_product_of_the_chances():
+    draft = make_draft([8, 3, 0], [5, 0, 0])
+    got = budget.survival(draft, jnp.asarray([1.0, 2.0, 1.0], jnp.float32))
+    match = [5, budget.NEURAL_MATCH_LENGTH]
+    for row, (length, strain) in enumerate([(8, 1.0), (3, 2.0)]):
+        expected = 1.0
+        for j in range(1, K + 1):
+            failure = min(1.0, budget.FAILURE_RATE / (match[row] + j))
+            expected *= max(0.0, 1.0 - strain * failure) if j <= length else 0.0
+            assert math.isclose(got[row, j - 1], expected, rel_tol=1e-5, abs_tol=1e-7)
+    assert not got[2].any()
+
+
+def test_expected_tokens_sum_what_is_verified():
+    draft = make_draft([8, 3], [5, 9])
+    chances = np.asarray(budget.survival(draft, jnp.ones(2, jnp.float32)))
+    lengths = [[0, 0], [2, 3], [8, 8]]
+    got = budget.expected_tokens(jnp.asarray(chances), jnp.asarray(lengths, jnp.int32))
+    for value, (a, b) in zip(got, lengths, strict=True):
+        assert math.isclose(value, chances[0, :a].sum() + chances[1, :b].sum(), rel_tol=1e-6)
+
+
+def test_the_record_tells_rows_whose_drafts_fail():
+    record = budget.init_record(jnp.zeros(3))
+    draft = make_draft([4, 4, 0], [6, 6, 0])
+    for _ in range(30):
+        record = budget.update_record(record, draft, jnp.asarray([0, 4, 0], jnp.int32))
+    fails, holds, idle = record.strain()
+    assert fails > 2 and holds < 0.5 and idle == 1.0
+
+
+def test_a_record_that_is_as_expected_changes_nothing():
+    """Drafts drawn from the rule itself leave the strain near 1."""
+    random = np.random.default_rng(0)
+    record = budget.init_record(jnp.zeros(200))
+    draft = make_draft([8] * 200, [4] * 200)
+    chance = 1 - budget.FAILURE_RATE / (4 + np.arange(1, K + 1))
+    for _ in range(60):
+        holds = random.random((200, K)) < chance
+        confirmed = np.cumprod(holds, axis=1).sum(axis=1)
+        record = budget.update_record(record, draft, jnp.asarray(confirmed, jnp.int32))
+    assert abs(float(record.strain().mean()) - 1) < 0.05

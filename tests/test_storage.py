@@ -1,0 +1,123 @@
+"""States in files."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import texts
+from calls import assert_states_equal, extend, reference_of
+from inspection import assert_slot_equals
+
+import jax_sa
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "state"
+    jax_sa.save(path, extend(jax_sa.init(2, 8, seed=7), [[1, 2, 1], [3]]))
+    return path
+
+
+def rewrite(path, **changes):
+    """Replaces arrays of the file; None takes one away."""
+    with np.load(path) as file:
+        arrays = dict(file) | changes
+    with path.open("wb") as file:
+        np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def load_error(path):
+    with pytest.raises(ValueError, match="state: ") as error:
+        jax_sa.load(path)
+    message = str(error.value)
+    assert message.startswith(str(path)) and "\n" not in message
+    return message
+
+
+def test_a_saved_state_goes_on(tmp_path):
+    text = texts.SMALL["source-code"]
+    state = extend(jax_sa.init(2, len(text), seed=-4), [text[:200], text[:9]])
+    before = jax.tree.map(np.array, state)
+    jax_sa.save(str(tmp_path / "a"), state)
+    loaded = jax_sa.load(str(tmp_path / "a"))
+    assert_states_equal(jax.tree.map(np.array, loaded), before)
+    assert jax_sa.validate(loaded).tolist() == [0, 0]
+    loaded = extend(loaded, [text[200:], []])
+    assert_slot_equals(loaded, 0, reference_of(text))
+
+
+def test_saving_again_replaces_the_file(path):
+    jax_sa.save(path, jax_sa.init(1, 3))
+    assert jax_sa.load(path).max_seq_len == 3
+    assert [file.name for file in path.parent.iterdir()] == ["state"]
+
+
+@pytest.mark.parametrize("version", [0, 2, -1, [1, 1], [], 1.5, "1"])
+def test_another_version(path, version):
+    rewrite(path, format_version=np.asarray(version))
+    assert f"expected format version 1, got {version}" in load_error(path)
+
+
+def test_other_arrays(path):
+    rewrite(path, format_version=None)
+    assert "expected format version 1, got None" in load_error(path)
+
+
+def test_arrays_that_are_missing_or_too_many(path):
+    rewrite(path, more=np.zeros(1))
+    assert "expected the arrays of a State, got " in load_error(path)
+    rewrite(path, more=None, seed=None)
+    assert "expected the arrays of a State, got " in load_error(path)
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(jax_sa.State)])
+def test_arrays_that_do_not_belong_together(path, field):
+    with np.load(path) as file:
+        array = file[field]
+    rewrite(path, **{field: np.zeros((5, *array.shape[1:]), np.int32)})
+    assert "expected int32[" in load_error(path)
+    rewrite(path, **{field: array.astype(np.int64)})
+    assert "expected int32[" in load_error(path)
+    rewrite(path, **{field: np.int32(3)})
+    assert "expected int32[" in load_error(path)
+    rewrite(path, **{field: np.array([{}], object)})
+    assert "expected a file that save wrote" in load_error(path)
+
+
+def test_broken_files(path):
+    whole = path.read_bytes()
+    for broken in (b"", b"x", whole[:100], whole[:-30], b"\x93NUMPY" + whole, whole[50:]):
+        path.write_bytes(broken)
+        assert "expected a file that save wrote" in load_error(path)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    assert "expected a file that save wrote, got a single array" in load_error(path)
+
+
+def test_files_with_a_byte_changed(path):
+    """Each is refused in one line or loads arrays that belong together."""
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        broken = bytearray(whole)
+        broken[random.integers(len(whole))] ^= 1 << random.integers(8)
+        path.write_bytes(broken)
+        try:
+            jax_sa.load(path)
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+    assert refused > 100
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        jax_sa.load(tmp_path / "none")
+
+
+def test_only_states_are_saved(tmp_path):
+    with pytest.raises(TypeError, match="state: expected a jax_sa.State, got dict"):
+        jax_sa.save(tmp_path / "a", {})
+    assert not list(tmp_path.iterdir())
