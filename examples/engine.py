@@ -72,7 +72,7 @@ class Engine:
         self._check_size()
         # One object each: a decoder is compiled anew for another function.
         self._model = functools.partial(model.apply, self.config)
-        self._options = functools.cache(self._make_options)
+        self._decoder = functools.cache(self._make_decoder)
 
     def _read(self, prompt: Prompt) -> Text:
         if self._chat is None:
@@ -99,17 +99,16 @@ class Engine:
                 f"tokens and the longest prompt has {self.width}, got {self.args.max_new_tokens}"
             )
 
-    def _make_options(self, mode: Mode) -> dict[str, Any]:
-        """The fields of the mode's `jax_sa.Decoder`."""
-        return {
-            "model": self._model,
-            "drafter": mtp_drafter(self.config, mode.mtp_tokens) if mode.mtp_tokens else None,
-            "stop_tokens": self.config.eos_tokens,
-            "threshold": self.args.sa_spec_threshold,
-            "max_draft": self.args.max_draft,
-            "min_match": self.args.min_match,
-            "draft_factor": self.args.draft_factor,
-        }
+    def _make_decoder(self, mode: Mode) -> jax_sa.Decoder:
+        return jax_sa.Decoder(
+            self._model,
+            drafter=mtp_drafter(self.config, mode.mtp_tokens) if mode.mtp_tokens else None,
+            stop_tokens=self.config.eos_tokens,
+            threshold=self.args.sa_spec_threshold,
+            max_draft=self.args.max_draft,
+            min_match=self.args.min_match,
+            draft_factor=self.args.draft_factor,
+        )
 
     def batches(self) -> list[list[Text]]:
         """The prompts, `batch_size` at a time."""
@@ -117,7 +116,7 @@ class Engine:
         return [self.texts[i : i + size] for i in range(0, len(self.texts), size)]
 
     def arguments(self, mode: Mode, batch: list[Text]) -> dict[str, Any]:
-        """The arguments of `Decoder.init` and `generate`. Rows without a prompt are idle."""
+        """The arguments of a decoder's `init` and `generate`. Rows without a prompt are idle."""
         args, rows = self.args, self.args.batch_size
         lengths = [len(text.tokens) for text in batch] + [0] * (rows - len(batch))
         prompts = np.zeros((rows, self.width), np.int32)
@@ -148,7 +147,7 @@ class Engine:
         """Generates on the device, without the host's help: the results, and the seconds taken."""
         arguments = jax.block_until_ready(self.arguments(mode, batch))
         begun = time.perf_counter()
-        done = jax.block_until_ready(jax_sa.generate(**self._options(mode), **arguments))
+        done = jax.block_until_ready(self._decoder(mode).generate(**arguments))
         seconds = time.perf_counter() - begun
         return results(done, len(batch)), seconds
 
@@ -159,7 +158,7 @@ class Engine:
 
         The next step donates the generation: only the last is there to be kept.
         """
-        decoder = jax_sa.Decoder(**self._options(mode))
+        decoder = self._decoder(mode)
         generation = decoder.init(**self.arguments(mode, batch))
         while not generation.finished.all():
             generation, emitted = decoder.step(self.params, generation)
