@@ -1,5 +1,6 @@
 """The command that decodes speculatively, and the checkpoint and the prompts that ship with it."""
 
+import collections
 import json
 import pathlib
 import shutil
@@ -13,6 +14,9 @@ pytest.importorskip(
     "tokenizers", reason="tokenizers is not installed; pip install jax_sa[tokenizer]"
 )
 
+import comparison
+import engine
+import live_text
 import run_sa_spec
 import train_checkpoint
 from llama import checkpoint, weights
@@ -21,6 +25,7 @@ from llama import config as llama_config
 EXAMPLES = pathlib.Path(run_sa_spec.__file__).parent
 BUNDLED = EXAMPLES / "checkpoint"
 PROMPTS = EXAMPLES / "prompts" / "mixed.jsonl"
+INSTRUCT = EXAMPLES / "prompts" / "instruct.jsonl"
 TEXTS = {
     "code": "def area(width, height):\n    return",
     "phrase": "[ok] the quick brown fox jumps over the lazy dog\n" * 5,
@@ -39,7 +44,7 @@ def prompts(tmp_path_factory):
 def compare(prompts, *options):
     """The report of --compare."""
     command = ["--compare", "--prompts", prompts, "--max_new_tokens", 40, *options]
-    return run_sa_spec.compare_modes(run_sa_spec.parse_args(list(map(str, command))))
+    return run_sa_spec.run(run_sa_spec.parse_args(list(map(str, command))))
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +66,10 @@ def test_four_ways_of_drafting_write_the_same_in_fewer_steps(report):
 
 def test_tables(report):
     difference = {"mode": "SA", "prompt": 2, "token": 7, "logit_gap": 1.5e-6}
-    text = run_sa_spec.format_comparison(report | {"differences": [difference]})
+    text = comparison.format_report(report | {"differences": [difference]})
     for word in ("tokens/step", "accepted", "tokens/s", "identical", "3/3", *TEXTS):
         assert word in text
+    assert all(len(line) <= 80 for line in text.split("tokens/step", 1)[1].splitlines())
     assert text.endswith("SA: prompt 2 differs from token 7 on, where the logits differ by 1.5e-06")
 
 
@@ -73,7 +79,20 @@ def test_batches_write_what_single_prompts_do(report, prompts):
         for key in ("tokens", "tokens_per_step", "acceptance_rate", "identical"):
             assert together["modes"][name][key] == figures[key]
     assert together["groups"]["code"]["SA"]["tokens_per_second"] is None
-    run_sa_spec.format_comparison(together)
+    comparison.format_report(together)
+
+
+def test_the_report_keeps_and_shows_what_was_written(report):
+    shown = comparison.format_report(report)
+    by_group = {entry["group"]: entry for entry in report["written"]}
+    assert {group: entry["prompt"] for group, entry in by_group.items()} == TEXTS
+    for entry in report["written"]:
+        texts = {name: of_mode["text"] for name, of_mode in entry["modes"].items()}
+        assert list(texts) == list(report["modes"]) and len(set(texts.values())) == 1
+        assert 0 < len(entry["modes"]["SA"]["tokens"]) <= 40
+        assert f"{comparison.heading(entry['group'], entry['prompt'])}\n{texts['SA']}" in shown
+    tokens = sum(len(entry["modes"]["SA"]["tokens"]) for entry in report["written"])
+    assert tokens == report["modes"]["SA"]["tokens"]
 
 
 def run(capsys, *options):
@@ -87,20 +106,113 @@ def written(capsys, prompts, *options):
 
 
 def test_what_is_streamed_is_the_same_in_every_mode(capsys, prompts):
-    plain = written(capsys, prompts)
+    plain = written(capsys, prompts, "--num_nextn_predict_layers", 0)
     assert "--- phrase ---" in plain and plain.count("[ok] the quick brown fox") > 3
+    assert written(capsys, prompts) == plain
     assert written(capsys, prompts, "--use_sa_spec") == plain
     assert written(capsys, prompts, "--num_nextn_predict_layers", 2) == plain
     assert written(capsys, prompts, "--use_sa_spec", "--batch_size", 3) == plain
+
+
+def summary(capsys, *options):
+    """The lines on stderr that stand around the text."""
+    assert run_sa_spec.main(["--prompt", TEXTS["code"], "--max_new_tokens", "12", *options]) == 0
+    return capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ([], "MTP"),
+        (["--use_sa_spec"], "SA+MTP"),
+        (["--num_nextn_predict_layers", "0"], "none"),
+        (["--use_sa_spec", "--num_nextn_predict_layers", "0"], "SA"),
+    ],
+)
+def test_drafts_come_from_what_the_checkpoint_holds(capsys, options, name):
+    compiling, _, headline = summary(capsys, *options)
+    assert compiling == f"{name}: compiling"
+    assert headline.startswith(f"{name}: 12 tokens, ") and " per step, " in headline
+    assert ("nothing drafted" if name == "none" else "% of drafted tokens accepted") in headline
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        (["--max_draft", "16"], "--max_draft: no effect without --use_sa_spec"),
+        (
+            ["--draft_factor", "2", "--min_match", "2"],
+            "--draft_factor, --min_match: no effect without --use_sa_spec",
+        ),
+        (
+            ["--sa_spec_threshold", "3"],
+            "--sa_spec_threshold: no effect without drafts of both automaton and MTP module",
+        ),
+        (
+            ["--top_k", "9", "--top_p", "0.9", "--seed", "1"],
+            "--top_k, --top_p, --seed: no effect at temperature 0",
+        ),
+        (["--use_sa_spec", "--max_draft", "4", "--sa_spec_threshold", "2"], None),
+        (["--temperature", "1", "--top_k", "9", "--top_p", "0.9", "--seed", "1"], None),
+    ],
+)
+def test_an_option_without_effect_says_so(capsys, options, note):
+    lines = summary(capsys, *options)
+    assert [line for line in lines if "no effect" in line] == ([note] if note else [])
+
+
+def test_use_sa_spec_is_part_of_a_comparison(capsys, prompts):
+    options = ("--compare", "--use_sa_spec", "--json", "--prompts", str(prompts))
+    assert run_sa_spec.main([*options, "--max_new_tokens", "4"]) == 0
+    assert "--use_sa_spec: no effect with --compare" in capsys.readouterr().err
+
+
+def test_options_of_drafting_act(capsys, prompts):
+    """Each drafts fewer tokens than without it; the text stays."""
+
+    def figures(*options):
+        always = ("--use_sa_spec", "--num_nextn_predict_layers", "0", "--json")
+        text = written(capsys, prompts, *always, *options)
+        report = json.loads(text)
+        rate = report["modes"]["SA"]["acceptance_rate"]
+        saved = report["modes"]["SA"]["tokens"] * (1 - 1 / report["modes"]["SA"]["tokens_per_step"])
+        return saved / rate, report["written"]
+
+    drafted, texts = figures()
+    for option in (("--max_draft", 2), ("--draft_factor", 0.5), ("--min_match", 6)):
+        fewer, same = figures(*option)
+        assert fewer < 0.9 * drafted
+        assert [e["modes"]["SA"]["tokens"] for e in same] == [
+            e["modes"]["SA"]["tokens"] for e in texts
+        ]
+
+
+def test_a_threshold_that_nothing_reaches_gives_the_neural_drafts(prompts):
+    report = compare(prompts, "--sa_spec_threshold", 2**30)
+    counts = ("tokens", "tokens_per_step", "acceptance_rate")
+    hybrid, neural = (report["modes"][name] for name in ("SA+MTP", "MTP"))
+    assert [hybrid[key] for key in counts] == [neural[key] for key in counts]
+
+
+def test_json_of_one_mode(capsys):
+    text = run(capsys, "--prompt", TEXTS["phrase"], "--max_new_tokens", 12, "--json")
+    report = json.loads(text)
+    assert list(report["modes"]) == ["MTP"] and report["modes"]["MTP"]["identical"] is None
+    (entry,) = report["written"]
+    assert entry["prompt"] == TEXTS["phrase"] and entry["modes"]["MTP"]["text"].startswith("[ok]")
+
+
+def test_sampling_of_the_likeliest_token_is_greedy(capsys, prompts):
+    for option in (("--top_k", 1), ("--top_p", 1e-9)):
+        assert written(capsys, prompts, "--temperature", 1, *option) == written(capsys, prompts)
 
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_devices_that_share_the_model_write_the_same(capsys, prompts, devices):
     if len(jax.devices()) < devices:
         pytest.skip(f"{len(jax.devices())} devices, {devices} needed")
-    options = ("--use_sa_spec", "--num_nextn_predict_layers", 1)
     plain = written(capsys, prompts)
-    assert written(capsys, prompts, *options, "--tp_size", devices) == plain
+    assert written(capsys, prompts, "--use_sa_spec", "--tp_size", devices) == plain
 
 
 def test_sampling(capsys, prompts):
@@ -113,19 +225,20 @@ def test_sampled_texts_are_not_compared(prompts):
     got = compare(prompts, "--temperature", 0.8, "--num_nextn_predict_layers", 0)
     assert list(got["modes"]) == ["none", "SA"]
     assert got["modes"]["SA"]["identical"] is None and got["differences"] == []
-    assert "sampled" in run_sa_spec.format_comparison(got)
+    assert "sampled" in comparison.format_report(got)
 
 
 def test_a_close_call_is_told_from_a_fault(capsys, prompts):
     """Where two texts part, the report says by how much the model preferred its own token."""
     args = run_sa_spec.parse_args(["--prompts", str(prompts), "--max_new_tokens", "8"])
-    engine = run_sa_spec.Engine(args)
-    plain, _ = engine.generate(run_sa_spec.Mode(False, 0), engine.prompts[:1])
-    other = [run_sa_spec.Result((*plain[0].tokens[:3], 17), 4, 0, 0)]
-    engine.prompts = engine.prompts[:1]
-    (found,) = run_sa_spec._differences(engine, {"none": plain, "SA": other})
+    loaded = engine.Engine(args)
+    plain, _ = loaded.generate(engine.Mode(False, 0), loaded.texts[:1])
+    other = [engine.Result((*plain[0].tokens[:3], 17), 4, 0, 0)]
+    loaded.texts = loaded.texts[:1]
+    (found,) = comparison._differences(loaded, {"none": plain, "SA": other})
     assert (found["mode"], found["prompt"], found["token"]) == ("SA", 0, 3)
     assert found["logit_gap"] > 0
+    assert capsys.readouterr().err == "differences: compiling\n"
 
 
 def test_confirmed_drafts_are_highlighted():
@@ -133,35 +246,69 @@ def test_confirmed_drafts_are_highlighted():
         return bytes(tokens).decode("utf-8", errors="replace")
 
     euro = list("€".encode())
-    writer = run_sa_spec.Writer(decode, colour=True)
-    assert writer.write(list(b"abc")) == f"{run_sa_spec.HIGHLIGHT}ab{run_sa_spec.PLAIN}c"
+    writer = live_text.Writer(decode, colour=True)
+    assert writer.write(list(b"abc")) == f"{live_text.HIGHLIGHT}ab{live_text.PLAIN}c"
     assert writer.write(list(b"d")) == "d"
     # A character waits until all its bytes are there.
     assert writer.write(euro[:2]) == ""
     assert writer.write(euro[2:]) == "€"
-    plain = run_sa_spec.Writer(decode, colour=False)
+    plain = live_text.Writer(decode, colour=False)
     assert plain.write(list(b"abc")) == "abc"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "nowhere"], "nowhere: no such directory"),
+        (["--model", "nowhere"], "nowhere: no such directory\n"),
+        (
+            ["--model", "Some/Model-1B"],
+            "Some/Model-1B: no such directory; if it is a model of the H",
+        ),
+        (
+            ["--model", "x.gguf"],
+            "x.gguf: a GGUF file: `python examples/import_gguf.py x.gguf --out ",
+        ),
         (["--prompts", "nothing.jsonl"], "nothing.jsonl: No such file or directory"),
-        (["--sa_spec_threshold", "0"], "--sa_spec_threshold: expected an int in [1, "),
-        (["--num_nextn_predict_layers", "-1"], "--num_nextn_predict_layers: expected an int in [0"),
-        (["--batch_size", "0"], "--batch_size: expected an int in [1, "),
-        (["--max_draft", "0"], "--max_draft: expected an int in [1, "),
-        (["--temperature", "-1"], "--temperature: expected a finite number above 0"),
+        (["--prompt", ""], "argument --prompt: expected a text, got ''"),
+        (
+            ["--prompt", "a", "--prompts", "b"],
+            "argument --prompts: not allowed with argument --prompt",
+        ),
+        (["--chat"], f"{BUNDLED / 'tokenizer_config.json'}: No such file or directory"),
+        (
+            ["--sa_spec_threshold", "0"],
+            "argument --sa_spec_threshold: expected an int of 1 or more",
+        ),
+        (
+            ["--num_nextn_predict_layers", "-1"],
+            "argument --num_nextn_predict_layers: expected an int",
+        ),
+        (["--batch_size", "0"], "argument --batch_size: expected an int of 1 or more, got '0'"),
+        (["--batch_size", str(2**31)], "argument --batch_size: expected an int"),
+        (["--batch_size", "two"], "argument --batch_size: expected an int of 1 or more, got 'two'"),
+        (["--max_draft", "0"], "argument --max_draft: expected an int of 1 or more"),
+        (["--min_match", "0"], "argument --min_match: expected an int of 1 or more"),
+        (["--draft_factor", "0"], "argument --draft_factor: expected a finite number above 0"),
+        (["--temperature", "-1"], "argument --temperature: expected a finite number of 0 or more"),
+        (["--temperature", "nan"], "argument --temperature: expected a finite number of 0 or more"),
+        (["--top_k", "0"], "argument --top_k: expected an int of 1 or more"),
+        (["--top_p", "1.5"], "argument --top_p: expected a number above 0, at most 1, got '1.5'"),
+        (["--prompt_file", "x"], "unrecognized arguments: --prompt_file x"),
         (["--tp_size", "3"], "tp_size: expected a divisor of the model's 8 attention heads, got 3"),
         (["--tp_size", "1000"], "tp_size: expected at most the "),
-        (["--max_new_tokens", "1020"], "prompts: expected at most 4 tokens, so that 1020 more fit"),
+        (["--max_new_tokens", "9000"], "--max_new_tokens: expected at most 9"),
+        (
+            ["--prompt", "x" * 4000],
+            "prompts: expected at most 1023 tokens, because the model reads ",
+        ),
     ],
 )
 def test_bad_options_are_one_line(capsys, prompts, options, message):
     if options == ["--tp_size", "3"] and len(jax.devices()) < 3:
         pytest.skip("3 devices needed")
-    assert run_sa_spec.main(["--prompts", str(prompts), *options]) == 2
+    if "--prompt" not in options:
+        options = ["--prompts", str(prompts), *options]
+    assert run_sa_spec.main(options) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(f"error: {message}")
@@ -175,6 +322,7 @@ def test_bad_options_are_one_line(capsys, prompts, options, message):
         ('{"prompt": ""}\n{"prompt": ""}', "1: prompt: expected a text, got ''"),
         ('{"prompt": "a"}\nno', '2: expected {"group": ..., "prompt": ...}, got \'no\''),
         ('{"prompt": 3}', "1: prompt: expected a text, got 3"),
+        ("[" * 100_000, "1: expected "),
     ],
 )
 def test_bad_prompts_are_one_line(capsys, tmp_path, content, message):
@@ -198,8 +346,13 @@ def test_a_checkpoint_without_mtp_module(capsys, tmp_path, prompts):
     options = ["--model", str(directory), "--prompts", str(prompts)]
     assert run_sa_spec.main([*options, "--num_nextn_predict_layers", "1"]) == 2
     assert "the checkpoint has no MTP module" in capsys.readouterr().err
-    text = run(capsys, *options, "--compare", "--json", "--max_new_tokens", "8")
-    assert list(json.loads(text)["modes"]) == ["none", "SA"]
+    short = ("--json", "--max_new_tokens", "8")
+    for given in ([], ["--num_nextn_predict_layers", "2"]):
+        assert run_sa_spec.main([*options, "--compare", *short, *given]) == 0
+        captured = capsys.readouterr()
+        assert list(json.loads(captured.out)["modes"]) == ["none", "SA"]
+        assert ("no MTP module: comparing without" in captured.err) == bool(given)
+    assert list(json.loads(run(capsys, *options, *short))["modes"]) == ["none"]
 
 
 def test_a_checkpoint_without_tokenizer(capsys, tmp_path, prompts):
@@ -253,9 +406,16 @@ def test_the_training_script_writes_a_checkpoint_that_runs(capsys, tmp_path, pro
     settings, params = checkpoint.load(out, jax.numpy.float32)
     assert settings.num_layers == 1 and "mtp" in params
     assert "| python |" in (out / "README.md").read_text()
-    options = ("--use_sa_spec", "--num_nextn_predict_layers", 1)
-    plain = written(capsys, prompts, "--model", out)
-    assert written(capsys, prompts, "--model", out, *options) == plain
+    plain = written(capsys, prompts, "--model", out, "--num_nextn_predict_layers", 0)
+    assert written(capsys, prompts, "--model", out, "--use_sa_spec") == plain
+
+
+def test_the_bundled_instruct_prompts():
+    entries = [json.loads(line) for line in INSTRUCT.read_text().splitlines()]
+    groups = collections.Counter(entry["group"] for entry in entries)
+    assert len(groups) == 9 and set(groups.values()) == {8}
+    assert all(15 <= len(entry["prompt"].split()) <= 400 for entry in entries)
+    assert len({entry["prompt"] for entry in entries}) == len(entries)
 
 
 @pytest.mark.parametrize("script", [run_sa_spec, train_checkpoint])

@@ -3,8 +3,10 @@
 Every error is a ValueError of one line that names the file.
 """
 
+import dataclasses
 import json
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -32,14 +34,21 @@ def load(
       dtype: what the weights are converted to.
       mesh: the devices that share the model, along `weights.AXIS`. None: the default device.
 
+    Returns:
+      The config and the parameters. With more devices than key/value heads, each head is there
+      several times, so that every device has one: in the config, and in the parameters.
+
     Raises:
       ValueError: a file or a weight is missing, incomplete, or not of the family.
     """
-    if not directory.is_dir():
-        raise ValueError(f"{directory}: no such directory")
+    if not directory.is_dir() or directory.suffix == ".gguf":
+        raise ValueError(f"{directory}: {_why_no_directory(directory)}")
     config = llama_config.read(directory)
+    copies = 1
     if mesh is not None:
-        llama_weights.check_mesh_size(config, mesh.size)
+        if mesh.size % config.num_kv_heads == 0:
+            copies = mesh.size // config.num_kv_heads
+        llama_weights.check_mesh_size(_with_kv_heads(config, copies), mesh.size)
     stored = _open_weights(directory)
 
     def read(weight: Weight) -> jax.Array:
@@ -51,16 +60,46 @@ def load(
                 f"{directory}: {weight.name}: expected shape {list(weight.shape)} by config.json, "
                 f"got {list(array.shape)}"
             )
+        if copies > 1 and re.search(r"\.[kv]_proj\.", weight.name):
+            array = _repeat_heads(array, config.num_kv_heads, copies)
         return jax.device_put(array.astype(dtype), mesh and weight.sharding(mesh))
 
-    return config, jax.tree.map(read, llama_weights.describe(config))
+    params = jax.tree.map(read, llama_weights.describe(config))
+    return _with_kv_heads(config, copies), params
+
+
+def _with_kv_heads(config: Config, copies: int) -> Config:
+    return dataclasses.replace(config, num_kv_heads=config.num_kv_heads * copies)
+
+
+def _repeat_heads(rows: np.ndarray, heads: int, copies: int) -> np.ndarray:
+    """Each head of a projection's rows [heads * H, ...], `copies` times in a row.
+
+    The query heads that share a head are neighbours, so a share of them shares each copy.
+    """
+    by_head = rows.reshape(heads, -1, *rows.shape[1:])
+    return np.repeat(by_head, copies, axis=0).reshape(-1, *rows.shape[1:])
+
+
+def _why_no_directory(path: pathlib.Path) -> str:
+    """The reason why a path is no checkpoint directory, and what to do where that is clear."""
+    if path.suffix == ".gguf":
+        return f"a GGUF file: `python examples/import_gguf.py {path} --out DIR`, then name DIR"
+    if path.exists():
+        return "not a directory"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        return (
+            "no such directory; if it is a model of the Hugging Face Hub, "
+            f"`hf download {path} --local-dir DIR`, then name DIR"
+        )
+    return "no such directory"
 
 
 def save(directory: pathlib.Path, config: Config, params: dict[str, Any]) -> None:
     """Writes `config.json`, and the parameters as bfloat16 in one safetensors file."""
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(llama_config.to_hf(config), indent=2)
-    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+    (directory / llama_config.FILE).write_text(text + "\n", encoding="utf-8")
     names = jax.tree.map(lambda weight: weight.name, llama_weights.describe(config))
     arrays = jax.tree.map(lambda array: np.asarray(array).astype(ml_dtypes.bfloat16), params)
     write_safetensors(

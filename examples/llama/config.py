@@ -1,12 +1,13 @@
 """The sizes and switches of a Llama-family model, read from a Hugging Face `config.json`."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jax_sa._json import read_json_object
-
+FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
@@ -55,18 +56,31 @@ class Config:
 def read(directory: pathlib.Path) -> Config:
     """The config of a checkpoint directory.
 
+    The tokens that end a text are those of `config.json` and of `generation_config.json`, if there
+    is one: instruct models name the end of an answer in the latter only.
+
     Raises:
       ValueError: no readable `config.json`, or one of a model outside the family; one line.
     """
-    return from_hf(read_json(directory / "config.json"))
+    config = from_hf(read_json(directory / FILE))
+    path = directory / GENERATION_FILE
+    if not path.is_file():
+        return config
+    stops = dict.fromkeys(config.eos_tokens + _eos_tokens(read_json(path)))
+    return dataclasses.replace(config, eos_tokens=tuple(stops))
 
 
 def read_json(path: pathlib.Path) -> Mapping[str, Any]:
     """The JSON object in a file; ValueError if it cannot be read or holds anything else."""
     try:
-        return read_json_object(path)
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, got {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
 
 
 def from_hf(hf: Mapping[str, Any]) -> Config:
@@ -192,6 +206,6 @@ def _num_mtp(hf: Mapping[str, Any]) -> int:
 def _eos_tokens(hf: Mapping[str, Any]) -> tuple[int, ...]:
     value = hf.get("eos_token_id")
     tokens = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(token, int) for token in tokens):
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
         raise ValueError(f"eos_token_id: expected token ids, got {value!r}")
     return tuple(tokens)
