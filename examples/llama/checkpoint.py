@@ -25,7 +25,7 @@ DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 def load(
     directory: pathlib.Path, dtype: Any, mesh: Mesh | None = None
 ) -> tuple[Config, dict[str, Any]]:
-    """The config and the parameters of a checkpoint.
+    """The config and the parameters of a checkpoint, as `weights.fuse` lays them out.
 
     Args:
       directory: of the checkpoint.
@@ -42,7 +42,7 @@ def load(
         llama_weights.check_mesh_size(config, mesh.size)
     stored = _open_weights(directory)
 
-    def read(weight: Weight) -> jax.Array:
+    def read(weight: Weight) -> np.ndarray:
         if weight.name not in stored:
             raise ValueError(f"{directory}: has no weight {weight.name}")
         array = stored[weight.name]
@@ -51,13 +51,17 @@ def load(
                 f"{directory}: {weight.name}: expected shape {list(weight.shape)} by config.json, "
                 f"got {list(array.shape)}"
             )
-        return jax.device_put(array.astype(dtype), mesh and weight.sharding(mesh))
+        return array.astype(dtype)
 
-    return config, jax.tree.map(read, llama_weights.describe(config))
+    params = jax.tree.map(read, llama_weights.describe(config))
+    return config, llama_weights.place(llama_weights.fuse(config, params), mesh)
 
 
 def save(directory: pathlib.Path, config: Config, params: dict[str, Any]) -> None:
-    """Writes `config.json`, and the parameters as bfloat16 in one safetensors file."""
+    """Writes `config.json`, and the parameters as bfloat16 in one safetensors file.
+
+    The parameters are as `weights.describe` lays them out.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(llama_config.to_hf(config), indent=2)
     (directory / "config.json").write_text(text + "\n", encoding="utf-8")
