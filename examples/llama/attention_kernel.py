@@ -105,7 +105,11 @@ def _kernel(
     is_in = (first + member < total) & (member < width)
     is_in &= triton.load(rows_ref.at[token]) == row
     position = jnp.where(is_in, triton.load(positions_ref.at[token]), -1)
-    q = triton.load(q_ref.at[token, group, head, :], mask=is_in[:, None], other=0)
+    # An array for every axis of what is read: a slice is not possible in all modes of Pallas.
+    lane = jnp.arange(head_dim, dtype=jnp.int32)[None]
+    q = triton.load(
+        q_ref.at[token[:, None], group, head[:, None], lane], mask=is_in[:, None], other=0
+    )
 
     num_places = jnp.max(position) + 1
     num_blocks = (num_places + KEYS - 1) // KEYS
@@ -124,7 +128,7 @@ def _kernel(
         nth = jnp.minimum(place // size, max_pages - 1)
         page = triton.load(pages_ref.at[row, nth], mask=is_there, other=0)
         page = jnp.minimum(page, num_pages - 1)
-        at = (layer, page, group, place % size, slice(None))
+        at = (layer, page[:, None], group, (place % size)[:, None], lane)
         k = triton.load(k_ref.at[at], mask=is_there[:, None], other=0)
         v = triton.load(v_ref.at[at], mask=is_there[:, None], other=0)
         scores = product(q, k, (((1,), (1,)), ((), ()))) * scale
@@ -146,7 +150,8 @@ def _kernel(
     )
     if not found:
         out = out / sums[:, None]
-    at = (part, token, group, head)
-    triton.store(out_ref.at[(*at, slice(None))], out.astype(out_ref.dtype), mask=is_in[:, None])
+    token = first + member  # not the last token again, not even where nothing is stored
+    at = (part, token[:, None], group, head[:, None], lane)
+    triton.store(out_ref.at[at], out.astype(out_ref.dtype), mask=is_in[:, None])
     for ref, value in zip(found, (highest * math.log(2), sums), strict=False):
-        triton.store(ref.at[at], value, mask=is_in)
+        triton.store(ref.at[part, token, group, head], value, mask=is_in)
