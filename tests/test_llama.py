@@ -103,7 +103,7 @@ def test_what_does_not_fit_the_cache_harms_nothing(tmp_path, width):
     _, after = apply(settings, params, jnp.ones((ROWS, width), jnp.int32), full)
     kept = int(full.length[0])
     for old, new in zip(cache.keys + cache.values, after.keys + after.values, strict=True):
-        np.testing.assert_array_equal(new[:, :, :kept], old[:, :, :kept])
+        np.testing.assert_array_equal(new[..., :kept, :], old[..., :kept, :])
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -150,10 +150,21 @@ def test_devices_share_the_model(tmp_path, devices):
         _, params = checkpoint.load(tmp_path, jnp.float32, where)
         cache = empty_cache(settings, mesh=where, mtp=True)
         logits.append(read(settings, params, cache, families.TOKENS, [30, 1, 5])[0])
-        shards = params["layers"][0]["q"].sharding.num_devices, cache.keys[0].sharding.num_devices
+        shards = layer(params)["qkv"].sharding.num_devices, cache.keys[0].sharding.num_devices
         assert shards == ((devices, devices) if where else (1, 1))
-    assert params["layers"][0]["q"].addressable_shards[0].data.shape[0] == 64 // devices
+    for name, axis, size in (
+        ("qkv", -1, 128),
+        ("o", -2, 64),
+        ("gate_up", -1, 48),
+        ("down", -2, 48),
+    ):
+        assert layer(params)[name].addressable_shards[0].data.shape[axis] == size // devices
     np.testing.assert_allclose(*logits, **CLOSE)
+
+
+def layer(params):
+    """The arrays of the first layer, or of all."""
+    return params["layers"][0] if isinstance(params["layers"], list) else params["layers"]
 
 
 def test_devices_that_do_not_divide_the_heads_are_refused(directory):
@@ -164,7 +175,7 @@ def test_devices_that_do_not_divide_the_heads_are_refused(directory):
         checkpoint.load(directory, jnp.float32, mesh)
 
 
-def whole_text_attention(q, k, v, memory):
+def whole_text_attention(q, k, v, memory, layer):
     """The slow, obvious attention: no cache."""
     shared = q.shape[2] // k.shape[2]
     k, v = (jnp.repeat(x, shared, axis=2) for x in (k, v))
@@ -178,10 +189,9 @@ def whole_text_attention(q, k, v, memory):
 def module_logits(settings, params, tokens):
     """What the MTP module says at each position of a text but the last, from the text alone."""
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    none = [None] * settings.num_layers
     attend = whole_text_attention
     embedded = params["embed"][tokens]
-    hidden, _ = model.decode(settings, params, embedded, positions, attend, none)
+    hidden, _ = model.decode(settings, params, embedded, positions, attend, None)
     x, _ = mtp.decode(
         settings, params, hidden[:, :-1], embedded[:, 1:], positions[:, :-1], attend, None
     )

@@ -27,7 +27,7 @@ DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 def load(
     directory: pathlib.Path, dtype: Any, mesh: Mesh | None = None
 ) -> tuple[Config, dict[str, Any]]:
-    """The config and the parameters of a checkpoint.
+    """The config and the parameters of a checkpoint, as `weights.fuse` lays them out.
 
     Args:
       directory: of the checkpoint.
@@ -51,7 +51,7 @@ def load(
         llama_weights.check_mesh_size(_with_kv_heads(config, copies), mesh.size)
     stored = _open_weights(directory)
 
-    def read(weight: Weight) -> jax.Array:
+    def read(weight: Weight) -> np.ndarray:
         if weight.name not in stored:
             raise ValueError(f"{directory}: has no weight {weight.name}")
         array = stored[weight.name]
@@ -62,10 +62,11 @@ def load(
             )
         if copies > 1 and re.search(r"\.[kv]_proj\.", weight.name):
             array = _repeat_heads(array, config.num_kv_heads, copies)
-        return jax.device_put(array.astype(dtype), mesh and weight.sharding(mesh))
+        return array.astype(dtype)
 
     params = jax.tree.map(read, llama_weights.describe(config))
-    return _with_kv_heads(config, copies), params
+    config = _with_kv_heads(config, copies)
+    return config, llama_weights.place(llama_weights.fuse(config, params), mesh)
 
 
 def _with_kv_heads(config: Config, copies: int) -> Config:
@@ -96,7 +97,10 @@ def _why_no_directory(path: pathlib.Path) -> str:
 
 
 def save(directory: pathlib.Path, config: Config, params: dict[str, Any]) -> None:
-    """Writes `config.json`, and the parameters as bfloat16 in one safetensors file."""
+    """Writes `config.json`, and the parameters as bfloat16 in one safetensors file.
+
+    The parameters are as `weights.describe` lays them out.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(llama_config.to_hf(config), indent=2)
     (directory / llama_config.FILE).write_text(text + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 import jax_sa
 from llama import model, mtp
+from llama.attention import cached_attention
 from llama.config import Config
 from llama.model import Cache
 
@@ -71,11 +72,12 @@ def _read_and_draft(
     last = jnp.maximum(count - 1, 0)
     drafted = []
     for i in range(max_draft):
-        memory = (cache.keys[-1], cache.values[-1])
-        attend = model.cached_attention(positions)
+        memory = (cache.keys, cache.values)
+        block = model.dense_block(config, positions, memory)
+        attend = cached_attention(block, cache.mesh)
         embedded = params["embed"][next_tokens]
         x, memory = mtp.decode(config, params, hidden, embedded, positions, attend, memory)
-        cache = _with_memory(cache, memory)
+        cache = dataclasses.replace(cache, keys=memory[0], values=memory[1])
         hidden = x[rows, last][:, None]
         tokens = jnp.argmax(model.unembed(params, hidden), axis=-1).astype(jnp.int32)
         drafted.append(tokens)
@@ -83,9 +85,3 @@ def _read_and_draft(
         next_tokens, last = tokens, jnp.zeros_like(last)
         positions = (start + jnp.maximum(count, 1) + i)[:, None]
     return jnp.concatenate(drafted, axis=1), cache
-
-
-def _with_memory(cache: Cache, memory: tuple[jax.Array, jax.Array]) -> Cache:
-    return dataclasses.replace(
-        cache, keys=(*cache.keys[:-1], memory[0]), values=(*cache.values[:-1], memory[1])
-    )

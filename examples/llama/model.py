@@ -1,16 +1,15 @@
 """The Llama family as a function of a block of tokens and a cache.
 
 Letters: B slots, T tokens of a block, N positions of the cache, L layers, D hidden size, Q query
-heads, G key/value heads, H head size, V vocabulary.
+heads, G key/value heads, R = Q / G, H head size, V vocabulary.
 
-`apply` is the `model(params, tokens, cache)` of a speculative decoding loop: it reads token t of
-slot b at position `cache.length[b] + t`, and leaves `cache.length` to its caller. Whatever lies at
-or beyond `cache.length` is overwritten before anything attends to it, so a rejected token needs no
-cleanup.
+`forward` is the model: it reads a flat block of tokens, of any rows. `apply` is the
+`model(params, tokens, cache)` of a speculative decoding loop: it reads token t of slot b at
+position `cache.length[b] + t`, and leaves `cache.length` to its caller. Whatever lies at or beyond
+`cache.length` is overwritten before anything attends to it, so a rejected token needs no cleanup.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,14 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from llama import weights
+from llama.attention import Attend, Block, Memory, cached_attention, make_block
 from llama.config import Config, Llama3Rope
 from llama.weights import AXIS
 
 INT32_MAX = 2**31 - 1
-
-Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-"""`attend(q, k, v, memory) -> out, memory` of one layer: q and out [B, T, Q, H], k and v
-[B, T, G, H], and whatever the layer remembers."""
 
 
 @jax.tree_util.register_dataclass
@@ -37,11 +34,13 @@ class Cache:
     length: jax.Array
     """int32[B] tokens whose keys and values are valid."""
     keys: tuple[jax.Array, ...]
-    """L times [B, G, N, H]; one more for an MTP module."""
+    """L times [1, B, G, N, H], or one array [L, B, ...]; one layer more for an MTP module."""
     values: tuple[jax.Array, ...]
     """Likewise."""
     hidden: jax.Array | None
     """[B, N, D] the hidden states that an MTP module reads; None without one."""
+    mesh: Mesh | None = dataclasses.field(metadata={"static": True})
+    """The devices that share the model; None for one."""
 
 
 def init_cache(
@@ -58,21 +57,30 @@ def init_cache(
       mtp: whether it also serves the MTP module.
       mesh: the devices that share the model.
     """
-    shape = (num_slots, config.num_kv_heads, size, config.head_dim)
-    split = mesh and NamedSharding(mesh, PartitionSpec(None, AXIS))
     whole = mesh and NamedSharding(mesh, PartitionSpec())
-    memories = config.num_layers + mtp
-
-    def zeros() -> tuple[jax.Array, ...]:
-        return tuple(jnp.zeros(shape, dtype, device=split) for _ in range(memories))
-
     hidden_shape = (num_slots, size, config.hidden_size)
+    keys, values = init_memory(config, config.num_layers + mtp, num_slots, size, dtype, mesh)
     return Cache(
         length=jnp.zeros((num_slots,), jnp.int32, device=whole),
-        keys=zeros(),
-        values=zeros(),
+        keys=keys,
+        values=values,
         hidden=jnp.zeros(hidden_shape, dtype, device=whole) if mtp else None,
+        mesh=mesh,
     )
+
+
+def init_memory(
+    config: Config, layers: int, pages: int, size: int, dtype: Any, mesh: Mesh | None
+) -> Memory:
+    """Keys and values of so many layers, each in `pages` pages of `size` tokens."""
+    split = mesh and NamedSharding(mesh, PartitionSpec(None, None, AXIS))
+    together, arrays = (layers, 1) if weights.in_one_array() else (1, layers)
+    shape = (together, pages, config.num_kv_heads, size, config.head_dim)
+
+    def zeros() -> tuple[jax.Array, ...]:
+        return tuple(jnp.zeros(shape, dtype, device=split) for _ in range(arrays))
+
+    return zeros(), zeros()
 
 
 def apply(
@@ -82,20 +90,50 @@ def apply(
 
     Args:
       config: of the model.
-      params: as `weights.describe` lays them out.
+      params: as `weights.fuse` lays them out.
       tokens: int32[B, T].
       cache: of B slots.
     """
     positions = block_positions(cache.length, tokens.shape[1])
-    attend = cached_attention(positions)
-    memories = zip(cache.keys, cache.values, strict=True)
-    x, memories = decode(config, params, params["embed"][tokens], positions, attend, list(memories))
+    memory = (cache.keys, cache.values)
+    block = dense_block(config, positions, memory)
+    x, (keys, values) = forward(config, params, tokens.ravel(), block, memory, cache.mesh)
+    x = x.reshape(*tokens.shape, -1)
     hidden = cache.hidden
     if hidden is not None:
-        hidden = _write(hidden, (), positions, x)
-    keys, values = zip(*memories, strict=True)
+        hidden = _write_hidden(hidden, positions, x)
     cache = dataclasses.replace(cache, keys=keys, values=values, hidden=hidden)
     return unembed(params, x), cache
+
+
+def dense_block(config: Config, positions: jax.Array, memory: Memory) -> Block:
+    """The block of tokens at `positions` int32[B, T], in a cache without pages."""
+    slots = jnp.arange(positions.shape[0], dtype=jnp.int32)
+    rows = jnp.broadcast_to(slots[:, None], positions.shape).ravel()
+    shared = config.num_heads // config.num_kv_heads
+    return make_block(rows, positions.ravel(), slots[:, None], memory, shared, is_dense=True)
+
+
+def forward(
+    config: Config,
+    params: dict[str, Any],
+    tokens: jax.Array,
+    block: Block,
+    memory: Memory,
+    mesh: Mesh | None,
+) -> tuple[jax.Array, Memory]:
+    """The normalised hidden states [T, D] after each token of a flat block, which is remembered.
+
+    Args:
+      config: of the model.
+      params: as `weights.fuse` lays them out.
+      tokens: int32[T].
+      block: where the tokens stand.
+      memory: keys and values.
+      mesh: the devices that share the model; None for one.
+    """
+    attend = cached_attention(block, mesh)
+    return decode(config, params, params["embed"][tokens], block.positions, attend, memory)
 
 
 def decode(
@@ -104,18 +142,34 @@ def decode(
     embedded: jax.Array,
     positions: jax.Array,
     attend: Attend,
-    memories: list[Any],
-) -> tuple[jax.Array, list[Any]]:
-    """The normalised hidden states [B, T, D] after the last layer, and the layers' memories.
+    memory: Any,
+) -> tuple[jax.Array, Any]:
+    """The normalised hidden states [..., D] after the last layer, and the layers' memory.
 
-    `embedded` [B, T, D] are the embeddings of the tokens at `positions` int32[B, T]. Memories
-    beyond the layers, an MTP module's, are handed through.
+    `embedded` [..., D] are the embeddings of the tokens at `positions` int32[...].
     """
     rotation = rotate_by(config, positions)
-    x, memories = embedded, list(memories)
-    for i, layer in enumerate(params["layers"]):
-        x, memories[i] = decoder_layer(config, layer, x, rotation, attend, memories[i])
-    return rms_norm(x, params["norm"], config.rms_norm_eps), memories
+
+    def step(x: jax.Array, memory: Any, layer: dict[str, jax.Array], index: Any) -> tuple:
+        return decoder_layer(config, layer, x, rotation, attend, memory, index)
+
+    x, memory = _through_layers(step, params["layers"], embedded, memory)
+    return rms_norm(x, params["norm"], config.rms_norm_eps), memory
+
+
+def _through_layers(step: Callable[..., tuple], layers: Any, x: jax.Array, memory: Any) -> tuple:
+    """Applies `x, memory = step(x, memory, layer, index)` for every layer."""
+    if isinstance(layers, list):
+        for index, layer in enumerate(layers):
+            x, memory = step(x, memory, layer, index)
+        return x, memory
+    indices = jnp.arange(jax.tree.leaves(layers)[0].shape[0], dtype=jnp.int32)
+
+    def body(carry: tuple, xs: tuple) -> tuple:
+        return step(*carry, *xs), None
+
+    carry, _ = jax.lax.scan(body, (x, memory), (layers, indices))
+    return carry
 
 
 def decoder_layer(
@@ -125,60 +179,50 @@ def decoder_layer(
     rotation: tuple[jax.Array, jax.Array],
     attend: Attend,
     memory: Any,
+    index: Any,
 ) -> tuple[jax.Array, Any]:
-    """One layer, [B, T, D] to [B, T, D]: grouped-query attention, then SwiGLU."""
+    """The layer of number `index`, [..., D] to [..., D]: grouped-query attention, then SwiGLU."""
     eps = config.rms_norm_eps
-    normed = rms_norm(x, layer["attention_norm"], eps)
-    q, k, v = (_heads(config, _linear(normed, layer, name)) for name in "qkv")
+    q, k, v = _qkv(config, layer, rms_norm(x, layer["attention_norm"], eps))
     if config.qk_norm:
         q, k = rms_norm(q, layer["q_norm"], eps), rms_norm(k, layer["k_norm"], eps)
-    out, memory = attend(rotate(q, rotation), rotate(k, rotation), v, memory)
-    x = x + _linear(out.reshape(*x.shape[:2], -1), layer, "o")
+    out, memory = attend(rotate(q, rotation), rotate(k, rotation), v, memory, index)
+    out = out.reshape(*x.shape[:-1], -1) @ layer["o"]
+    if config.o_bias:
+        out += _along_last(layer["o_bias"], out)
+    x = x + out
     normed = rms_norm(x, layer["mlp_norm"], eps)
-    gated = jax.nn.silu(_linear(normed, layer, "gate")) * _linear(normed, layer, "up")
-    return x + _linear(gated, layer, "down"), memory
+    gate_up = jnp.einsum("...d,dci->...ci", normed, layer["gate_up"])
+    gated = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
+    return x + gated @ layer["down"], memory
 
 
-def cached_attention(positions: jax.Array) -> Attend:
-    """Attention of a block at `positions` int32[B, T] to all positions up to each token's own.
-
-    The memory is the layer's keys and values, [B, G, N, H] each, into which the block is written.
-    """
-
-    def attend(q, k, v, memory):
-        keys, values = (
-            _write(old, (slice(None),), positions, new)
-            for old, new in zip(memory, (k, v), strict=True)
-        )
-        batch, block, num_heads, head_dim = q.shape
-        groups, size = keys.shape[1:3]
-        # The query heads of a group are rows of one product with the group's keys.
-        shared = num_heads // groups
-        q = q.reshape(batch, block, groups, shared, head_dim).transpose(0, 2, 3, 1, 4)
-        q = q.reshape(batch, groups, shared * block, head_dim)
-        scores = jnp.einsum("bgqh,bgnh->bgqn", q, keys, preferred_element_type=jnp.float32)
-        position = jnp.arange(size, dtype=jnp.int32)[None, None, None]
-        visible = position <= jnp.tile(positions, (1, shared))[:, None, :, None]
-        scores = jnp.where(visible, scores / math.sqrt(head_dim), -jnp.inf)
-        share = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-        out = jnp.einsum("bgqn,bgnh->bgqh", share, values)
-        out = out.reshape(batch, groups, shared, block, head_dim).transpose(0, 3, 1, 2, 4)
-        return out.reshape(batch, block, num_heads, head_dim), (keys, values)
-
-    return attend
+def _qkv(config: Config, layer: dict[str, jax.Array], x: jax.Array) -> tuple[jax.Array, ...]:
+    """Queries [..., Q, H], keys and values [..., G, H] of normalised states [..., D]."""
+    y = x @ layer["qkv"]
+    if config.qkv_bias:
+        y += _along_last(layer["qkv_bias"], y)
+    y = y.reshape(*x.shape[:-1], config.num_kv_heads, -1, config.head_dim)
+    q = y[..., :-2, :].reshape(*x.shape[:-1], config.num_heads, config.head_dim)
+    return q, y[..., -2, :], y[..., -1, :]
 
 
 def unembed(params: dict[str, Any], x: jax.Array) -> jax.Array:
-    """The logits float32[B, T, V] of normalised hidden states [B, T, D]."""
-    head = params.get("head", params["embed"])
-    return jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32)
+    """The logits float32[..., V] of normalised hidden states [..., D]."""
+    head = params["head"] if "head" in params else params["embed"].T
+    return jnp.matmul(x, head, preferred_element_type=jnp.float32)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square normalisation over the last axis, computed in float32."""
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * scale).astype(x.dtype) * jnp.expand_dims(weight, range(x.ndim - 1))
+    return (wide * scale).astype(x.dtype) * _along_last(weight, x)
+
+
+def _along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector with as many axes as `x`, along the last of them."""
+    return jnp.expand_dims(vector, range(x.ndim - 1))
 
 
 def block_positions(start: jax.Array, width: int) -> jax.Array:
@@ -187,13 +231,14 @@ def block_positions(start: jax.Array, width: int) -> jax.Array:
 
 
 def rotate_by(config: Config, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The cosines and sines float32[B, T, 1, H / 2] of the rotary embedding (Su et al. 2021)."""
-    angles = positions[:, :, None, None].astype(jnp.float32) * rotary_frequencies(config)
+    """The cosines and sines float32[..., 1, H / 2] of the rotary embedding (Su et al. 2021)."""
+    angles = positions[..., None, None].astype(jnp.float32)
+    angles = angles * _along_last(rotary_frequencies(config), angles)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates pairs (i, i + H / 2) of the last axis of [B, T, heads, H]."""
+    """Rotates pairs (i, i + H / 2) of the last axis of [..., heads, H]."""
     cos, sin = rotation
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = [first * cos - second * sin, second * cos + first * sin]
@@ -201,12 +246,12 @@ def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def rotary_frequencies(config: Config) -> np.ndarray:
-    """float32[1, 1, 1, H / 2] radians by which one position turns each pair."""
+    """float32[H / 2] radians by which one position turns each pair."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     if config.rope_scaling:
         frequencies = _scale_as_llama3(frequencies, config.rope_scaling)
-    return frequencies.astype(np.float32)[None, None, None]
+    return frequencies.astype(np.float32)
 
 
 def _scale_as_llama3(frequencies: np.ndarray, rope: Llama3Rope) -> np.ndarray:
@@ -217,21 +262,12 @@ def _scale_as_llama3(frequencies: np.ndarray, rope: Llama3Rope) -> np.ndarray:
     return frequencies * (kept + (1.0 - kept) / rope.factor)
 
 
-def _linear(x: jax.Array, layer: dict[str, jax.Array], name: str) -> jax.Array:
-    y = jnp.einsum("bti,oi->bto", x, layer[name])
-    return y + layer[name + "_bias"][None, None] if name + "_bias" in layer else y
-
-
-def _heads(config: Config, x: jax.Array) -> jax.Array:
-    return x.reshape(*x.shape[:2], -1, config.head_dim)
-
-
-def _write(old: jax.Array, between: tuple, positions: jax.Array, new: jax.Array) -> jax.Array:
-    """`old` [B, ..., N, ...] with `new` at `positions`; `between` are the axes up to N's."""
+def _write_hidden(old: jax.Array, positions: jax.Array, new: jax.Array) -> jax.Array:
+    """`old` [B, N, D] with `new` [B, T, D] at `positions` int32[B, T]."""
     if positions.size == 1:
         # XLA would make an update of one position a slice, and copy the cache for it in every
         # step. Of two positions, of which one is out of bounds and dropped, it does not.
         positions = jnp.concatenate([positions, jnp.full((1, 1), INT32_MAX, jnp.int32)], axis=1)
         new = jnp.concatenate([new, new], axis=1)
     rows = jnp.arange(old.shape[0], dtype=jnp.int32)[:, None]
-    return old.at[(rows, *between, positions)].set(new, mode="drop")
+    return old.at[rows, positions].set(new, mode="drop")

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from llama import model
+from llama.attention import Attend
 from llama.config import Config
-from llama.model import Attend
 
 
 def decode(
@@ -35,12 +35,13 @@ def decode(
       next_embedded: [B, T, D] the embeddings of the tokens one position later.
       positions: int32[B, T].
       attend: of one layer.
-      memory: of the module's layer.
+      memory: of all layers, the module's the last.
     """
     mtp, eps = params["mtp"], config.rms_norm_eps
     token = model.rms_norm(next_embedded, mtp["token_norm"], eps)
     past = model.rms_norm(hidden, mtp["hidden_norm"], eps)
-    joined = jnp.einsum("bti,oi->bto", jnp.concatenate([token, past], axis=-1), mtp["join"])
+    joined = jnp.concatenate([token, past], axis=-1) @ mtp["join"]
     rotation = model.rotate_by(config, positions)
-    x, memory = model.decoder_layer(config, mtp["layer"], joined, rotation, attend, memory)
+    index = config.num_layers  # it counts as one more
+    x, memory = model.decoder_layer(config, mtp["layer"], joined, rotation, attend, memory, index)
     return model.rms_norm(x, mtp["norm"], eps), memory

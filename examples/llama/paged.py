@@ -1,117 +1,107 @@
 """The model with its keys and values in pages, for texts that grow side by side in one pool.
 
-Letters: T tokens, B rows, P pages of a row, N pages of the pool, S tokens of a page, C = P * S
-places of a row, D hidden size, G key/value heads, H head size.
+`apply_packed` is the `model(params, tokens, rows, positions, cache)` of a packed step: the tokens
+of all rows, any number of each, one after the other. The pages are claimed and freed by who calls
+it; the model only looks up where they are. What a page holds of other texts, or of this one from
+the row's last token on, is overwritten before anything attends to it.
 
-Tokens of any rows, any number of each, make one flat block: token t belongs to row `row_ids[t]`
-and stands at `positions[t]` of its text. A row's page table names the pages that hold its text, in
-order: position p is in page p // S of the row, at place p % S. What a page holds of other texts,
-or of this one from the row's last token on, is overwritten before anything attends to it.
+Letters: T tokens, B rows, N pages and page 0, S tokens of a page, L layers, D hidden size, G
+key/value heads, H head size, A places whose logits are asked for, V vocabulary.
 """
 
 import dataclasses
-import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jax_sa.cache_schema import PADDING_PAGE, BlockTable, init_block_table
 from llama import model
+from llama.attention import make_block
 from llama.config import Config
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PagedCache:
-    """A pool of pages, the same in every layer."""
+class PackedCache:
+    """A pool of pages, the same in every layer, and which rows have them."""
 
     keys: tuple[jax.Array, ...]
-    """Of each layer [N, S, G, H]."""
+    """L times [1, 1 + N, G, S, H], or one array [L, 1 + N, ...]. Page 0 is padding."""
     values: tuple[jax.Array, ...]
     """Likewise."""
-
-    @property
-    def num_pages(self) -> int:
-        """N, which as a page means none: what is written there is dropped."""
-        return self.keys[0].shape[0]
-
-
-def init_cache(config: Config, num_pages: int, page_size: int, dtype: Any) -> PagedCache:
-    """A pool of `num_pages` pages of `page_size` tokens."""
-    shape = (num_pages, page_size, config.num_kv_heads, config.head_dim)
-
-    def zeros() -> tuple[jax.Array, ...]:
-        return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
-
-    return PagedCache(keys=zeros(), values=zeros())
+    block_table: BlockTable
+    """Slot b + 1 is row b's; slot 0 is padding."""
+    mesh: Mesh | None = dataclasses.field(metadata={"static": True})
+    """The devices that share the model; None for one."""
 
 
-def apply(
+def init_packed_cache(
     config: Config,
-    params: dict[str, Any],
-    tokens: jax.Array,
-    positions: jax.Array,
-    row_ids: jax.Array,
-    page_table: jax.Array,
-    cache: PagedCache,
-) -> tuple[jax.Array, PagedCache]:
-    """The normalised hidden states [T, D] after each token, and the cache with the tokens written.
+    rows: int,
+    pages: int,
+    page_size: int,
+    max_tokens_per_row: int,
+    dtype: Any,
+    mesh: Mesh | None = None,
+) -> PackedCache:
+    """A pool of `pages` pages of `page_size` tokens, of which no row has any.
 
     Args:
       config: of the model.
-      params: as `weights.describe` lays them out.
-      tokens: int32[T].
-      positions: int32[T], no position of a row twice.
-      row_ids: int32[T]; B for padding, which writes nothing and whose hidden states mean nothing.
-      page_table: int32[B, P]; N where a row has no page.
-      cache: of N pages.
+      rows: B.
+      pages: N, not counting page 0.
+      page_size: S.
+      max_tokens_per_row: of the longest text.
+      dtype: of keys and values.
+      mesh: the devices that share the model.
     """
-    pages = page_table.at[row_ids].get(mode="fill", fill_value=cache.num_pages)
-    memories = list(zip(cache.keys, cache.values, strict=True))
-    embedded = params["embed"][tokens][None]
-    attend = paged_attention(positions, pages)
-    x, memories = model.decode(config, params, embedded, positions[None], attend, memories)
-    keys, values = zip(*memories, strict=True)
-    return x[0], PagedCache(keys, values)
+    table = init_block_table(
+        num_slots=1 + rows,
+        num_pages=1 + pages,
+        max_blocks=-(-max_tokens_per_row // page_size),
+        block_size=page_size,
+    )
+    if mesh is not None:
+        table = jax.device_put(table, NamedSharding(mesh, PartitionSpec()))
+    keys, values = model.init_memory(config, config.num_layers, 1 + pages, page_size, dtype, mesh)
+    return PackedCache(keys, values, table, mesh)
 
 
-def paged_attention(positions: jax.Array, pages: jax.Array) -> model.Attend:
-    """Attention of tokens at `positions` int32[T] to their own rows, up to themselves.
+def apply_packed(
+    config: Config,
+    params: dict[str, Any],
+    tokens: jax.Array,
+    rows: jax.Array,
+    positions: jax.Array,
+    cache: PackedCache,
+) -> tuple[Callable[[jax.Array], jax.Array], PackedCache]:
+    """Reads a packed block, and keeps what it must remember of it in the rows' pages.
 
     Args:
-      positions: of the tokens.
-      pages: int32[T, P] those of each token's row.
+      config: of the model.
+      params: as `weights.fuse` lays them out.
+      tokens: int32[T].
+      rows: int32[T], tokens of one row side by side; B or more for padding, which writes nothing
+        and whose logits mean nothing.
+      positions: int32[T], ascending in a row. What has no page is not kept.
+      cache: of B rows.
 
     Returns:
-      An `attend` of a block [1, T]. The memory is the layer's keys and values, [N, S, G, H] each.
+      `logits(places)`, a function of places int32[A] of the block, which gives the logits
+      float32[A, V] after these tokens; and the cache with the block written.
+
     """
+    memory = (cache.keys, cache.values)
+    pages = cache.block_table.pages[1:]
+    pages = jnp.where(pages == PADDING_PAGE, cache.keys[0].shape[1], pages)
+    shared = config.num_heads // config.num_kv_heads
+    block = make_block(rows, positions, pages, memory, shared)
+    x, (keys, values) = model.forward(config, params, tokens, block, memory, cache.mesh)
 
-    def attend(q, k, v, memory):
-        keys, values = (
-            _write(old, positions, pages, new[0]) for old, new in zip(memory, (k, v), strict=True)
-        )
-        own_keys, own_values = (_gather(pool, pages) for pool in (keys, values))
-        tokens, places, groups, head_dim = own_keys.shape
-        q = q.reshape(tokens, groups, -1, head_dim)
-        scores = jnp.einsum("tgqh,tcgh->tgqc", q, own_keys, preferred_element_type=jnp.float32)
-        visible = jnp.arange(places, dtype=jnp.int32)[None] <= positions[:, None]
-        scores = jnp.where(visible[:, None, None], scores / math.sqrt(head_dim), -jnp.inf)
-        share = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-        out = jnp.einsum("tgqc,tcgh->tgqh", share, own_values)
-        return out.reshape(1, tokens, -1, head_dim), (keys, values)
+    def logits(places: jax.Array) -> jax.Array:
+        return model.unembed(params, x.at[places].get(mode="clip"))
 
-    return attend
-
-
-def _write(pool: jax.Array, positions: jax.Array, pages: jax.Array, new: jax.Array) -> jax.Array:
-    """The pool with `new` [T, G, H] at its tokens' places; what has no page is dropped."""
-    none, size = pool.shape[:2]
-    page = jnp.take_along_axis(
-        pages, positions[:, None] // size, axis=1, mode="fill", fill_value=none
-    )[:, 0]
-    return pool.at[page, positions % size].set(new, mode="drop")
-
-
-def _gather(pool: jax.Array, pages: jax.Array) -> jax.Array:
-    """The rows' texts [T, C, G, H]; of a page that is none, some other page, never seen."""
-    return pool.at[pages].get(mode="clip").reshape(pages.shape[0], -1, *pool.shape[2:])
+    return logits, dataclasses.replace(cache, keys=keys, values=values)

@@ -116,7 +116,7 @@ def init_params(config: Config, key: jax.Array) -> Any:
     return jax.tree.unflatten(structure, list(map(init, keys, leaves)))
 
 
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, memory: None) -> tuple:
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, memory: None, layer: Any) -> tuple:
     """Attention within whole texts, with nothing to remember."""
     implementation = "cudnn" if jax.default_backend() == "gpu" else "xla"
     out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
@@ -131,9 +131,9 @@ def predict(config: Config, params: Any, crops: jax.Array) -> tuple[jax.Array, j
     embedded, next_embedded = embedded[:, :-1], embedded[:, 1:]
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
     positions = jnp.broadcast_to(jnp.arange(embedded.shape[1], dtype=jnp.int32), embedded.shape[:2])
-    memories = [None] * config.num_layers
-    hidden, _ = model.decode(config, params, embedded, positions, causal_attention, memories)
-    ahead, _ = mtp.decode(config, params, hidden, next_embedded, positions, causal_attention, None)
+    fused = weights.fuse(config, params)
+    hidden, _ = model.decode(config, fused, embedded, positions, causal_attention, None)
+    ahead, _ = mtp.decode(config, fused, hidden, next_embedded, positions, causal_attention, None)
 
     def logits(x: jax.Array) -> jax.Array:
         # In bfloat16, or the gradient would be a float32 product, which a GPU is slow at.
