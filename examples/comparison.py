@@ -56,8 +56,8 @@ def measure(engine: Engine, modes: list[Mode]) -> dict[str, Any]:
 def _run(engine: Engine, mode: Mode) -> tuple[list[Result], list[float]]:
     """The results of all prompts, and the seconds of each batch, without compilation."""
     batches = engine.batches()
-    print(f"{mode.name}: compiling", file=sys.stderr, flush=True)
-    engine.generate(mode, batches[0])
+    print(f"{mode.name}: compiling, measuring steps", file=sys.stderr, flush=True)
+    engine.prepare(mode)
     progress = ProgressBar(len(batches), f"batches, {mode.name}")
     results, seconds = [], []
     for batch in batches:

@@ -18,6 +18,7 @@ from llama.weights import AXIS
 from prompt_file import Prompt, read_prompts
 
 import jax_sa
+from jax_sa.calibration import CALIBRATION_TOKENS
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -73,6 +74,7 @@ class Engine:
         # One object each: a decoder is compiled anew for another function.
         self._model = functools.partial(model.apply, self.config)
         self._decoder = functools.cache(self._make_decoder)
+        self._costs: dict[Mode, jax.Array] = {}
 
     def _read(self, prompt: Prompt) -> Text:
         if self._chat is None:
@@ -143,11 +145,21 @@ class Engine:
             "sampling": sampling,
         }
 
+    def prepare(self, mode: Mode) -> None:
+        """Compiles what `generate` runs and measures the costs of its steps, or estimates them."""
+        batch = self.batches()[0]
+        if self.args.max_new_tokens < CALIBRATION_TOKENS:
+            self.generate(mode, batch)
+            return
+        measured = self._decoder(mode).calibrate(**self.arguments(mode, batch))
+        self._costs[mode] = measured.costs
+
     def generate(self, mode: Mode, batch: list[Text]) -> tuple[list[Result], float]:
         """Generates on the device, without the host's help: the results, and the seconds taken."""
         arguments = jax.block_until_ready(self.arguments(mode, batch))
+        costs = self._costs.get(mode)
         begun = time.perf_counter()
-        done = jax.block_until_ready(self._decoder(mode).generate(**arguments))
+        done = jax.block_until_ready(self._decoder(mode).generate(**arguments, costs=costs))
         seconds = time.perf_counter() - begun
         return results(done, len(batch)), seconds
 

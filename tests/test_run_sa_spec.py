@@ -131,7 +131,7 @@ def summary(capsys, *options):
 )
 def test_drafts_come_from_what_the_checkpoint_holds(capsys, options, name):
     compiling, _, headline = summary(capsys, *options)
-    assert compiling == f"{name}: compiling"
+    assert compiling == f"{name}: compiling, measuring steps"
     assert headline.startswith(f"{name}: 12 tokens, ") and " per step, " in headline
     assert ("nothing drafted" if name == "none" else "% of drafted tokens accepted") in headline
 
