@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <random>
 
 #include "buffers.h"
 #include "rows.h"
@@ -143,22 +144,22 @@ struct AutomatonHandlers {
   }
 
   static ffi::Error validate(typename Runner::Value context, ffi::RemainingArgs leaves,
-                             IntsOut<1> invalid, ffi::RemainingRets scratch_leaves,
-                             int64_t scratch_seed) {
+                             IntsOut<1> invalid, ffi::RemainingRets scratch_leaves) {
     const ffi::ErrorOr<State> state = state_from(leaves);
     if (state.has_error()) return state.error();
+    // Of this process: no text can have been chosen for it.
+    static const auto seed = static_cast<int32_t>(std::random_device{}());
     const ffi::ErrorOr<State> scratch = scratch_from(*state, scratch_leaves);
     if (scratch.has_error()) return scratch.error();
-    return Runner{context}(Validate{*state, *scratch, Rows{nullptr, state->num_slots},
-                                    invalid->typed_data(), static_cast<int32_t>(scratch_seed)});
+    return Runner{context}(
+        Validate{*state, *scratch, Rows{nullptr, state->num_slots}, invalid->typed_data(), seed});
   }
   static auto bind_validate() {
     return ffi::Ffi::Bind()
         .Ctx<Context>()
         .RemainingArgs()          // state
         .template Ret<Ints<1>>()  // invalid
-        .RemainingRets()          // scratch, like the state
-        .template Attr<int64_t>("scratch_seed");
+        .RemainingRets();         // scratch, like the state
   }
 };
 

@@ -36,8 +36,8 @@ struct Divisor {
   }
 };
 
-// The part of a tensor that is copied, in words of its rows. In 32 bits, because nearly all that a small
-// copy takes is the time of its instructions.
+// The part of a tensor that is copied, in words of its rows. In 32 bits, because nearly all that a
+// small copy takes is the time of its instructions.
 struct Extent {
   uint32_t rows;
   uint32_t words;      // of a row, whole ones

@@ -11,7 +11,6 @@ status could say so, nothing does: a slot id must be -1 or in 0..S-1.
 
 import dataclasses
 import math
-import secrets
 from typing import Any
 
 import jax
@@ -33,15 +32,12 @@ from jax_sa.state import State, check_state
 DRAFT_FILL = 0
 """The token at the places of a draft beyond its length: one that every model can embed."""
 
-_SCRATCH_SEED = secrets.randbits(32) - 2**31
-"""The seed of the automata that `validate` builds: no text can have been chosen for it."""
-
 MAX_DRAFT = 2**16
 """The largest `max_draft`."""
 
 INSTEAD_OF_VMAP = (
-    "give it one state whose slot axis holds all texts, and a row for each, or name rows' slots by "
-    "slot ids where the op takes them"
+    "give it one state whose slot axis holds all texts, with a row for each, "
+    "or with `slots` that say whose each row is"
 )
 
 
@@ -280,7 +276,7 @@ def validate(state: State) -> jax.Array:
     check_state(state)
     scratch = [jax.typeof(leaf) for leaf in jax.tree.leaves(state)]
     types = [result_type(state.length, (state.num_slots,)), *scratch]
-    (invalid, *_), _ = _call("validate", (), state, types, {"scratch_seed": _SCRATCH_SEED})
+    (invalid, *_), _ = _call("validate", (), state, types)
     return invalid
 
 
