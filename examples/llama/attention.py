@@ -25,6 +25,10 @@ from llama.weights import AXIS
 
 Memory = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
 """Keys and values: one array [L, N, G, S, H] of all layers, or for each layer one [1, N, ...]."""
+CHUNK = 256
+"""Places of a chunk where pages are not larger: enough that a CPU's products are not small."""
+LOW = -1e30
+"""In place of minus infinity, of which the difference is no number."""
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any, Any], tuple[jax.Array, Any]]
 """`attend(q, k, v, memory, layer) -> out, memory` of the layer with this number: q and out
 [..., Q, H], k and v [..., G, H], and whatever the layers remember."""
@@ -87,7 +91,12 @@ def make_block(
     nowhere = ~is_valid | (nth >= max_pages) | (page >= num_pages)
     kernel = _kernel(head_dim, shared)
     mean = index.size // min(index.size, num_rows)
-    width = kernel.tile_width(mean, shared) if kernel else mean
+    if kernel:
+        width = kernel.tile_width(mean, shared)
+    elif is_dense or index.size <= num_rows:
+        width = mean
+    else:
+        width = min(index.size, 2 * mean)  # few tiles are not full, and none of a row's is small
     # Each row has one tile, and one more for every W tokens beyond its first.
     most = min(index.size, num_rows)
     most = most * -(-mean // width) if is_dense else most + (index.size - most) // width
@@ -185,31 +194,74 @@ def plain_attention(
 ) -> jax.Array:
     """[T, G, R, H] of queries [T, G, R, H]: softmax(q k / sqrt(H)) v, float32 in between.
 
-    Of a cache in pages, it makes a copy of each tile's keys and values in order.
+    It goes over the places of all rows chunk by chunk, up to the last that any token sees, and
+    keeps a running maximum and sum of each softmax (Milakov and Gimelshein 2018).
     """
     tokens = block.firsts[:, None] + jnp.arange(block.width, dtype=jnp.int32)[None]
     tokens = jnp.minimum(tokens, q.shape[0] - 1)
-    # [I, W, G, R, H] and [I, G, places, H]: the query heads of a group are rows of one product.
-    queries, positions = q[tokens], block.positions[tokens]
-    pages = block.pages.at[block.rows[tokens[:, 0]]].get(mode="clip")
-    own_keys, own_values = (
-        jax.lax.dynamic_index_in_dim(pool, layer, keepdims=False) for pool in (keys, values)
+    # [I, G, R, W, H]: the query heads of a group are rows of one product.
+    queries = jnp.transpose(q[tokens], (0, 2, 3, 1, 4))
+    positions = block.positions[tokens][:, None, None, :, None]
+    rows = block.rows[tokens[:, 0]]
+    width = _chunk_width(keys.shape[3], block)
+
+    def visit(i: jax.Array, carry: tuple) -> tuple:
+        out, highest, total = carry
+        own_keys, place = _chunk(keys, layer, block, rows, i * width, width)
+        own_values, _ = _chunk(values, layer, block, rows, i * width, width)
+        scores = jnp.einsum(
+            "igrwh,igch->igrwc", queries, own_keys, preferred_element_type=jnp.float32
+        )
+        seen = (place >= i * width) & (place <= positions)
+        scores = jnp.where(seen, scores / math.sqrt(q.shape[-1]), LOW)
+        new = jnp.maximum(highest, jnp.max(scores, axis=-1, keepdims=True))
+        kept, share = jnp.exp(highest - new), jnp.exp(scores - new)
+        total = total * kept + jnp.sum(share, axis=-1, keepdims=True)
+        out = out * kept + jnp.einsum(
+            "igrwc,igch->igrwh",
+            share.astype(q.dtype),
+            own_values,
+            preferred_element_type=jnp.float32,
+        )
+        return out, new, total
+
+    of_lines = (*queries.shape[:-1], 1)
+    start = (
+        jnp.zeros(queries.shape, jnp.float32),
+        jnp.full(of_lines, LOW, jnp.float32),
+        jnp.zeros(of_lines, jnp.float32),
     )
-    if not block.is_dense:
-        own_keys, own_values = (_gather(pool, pages) for pool in (own_keys, own_values))
-    scores = jnp.einsum("iwgrh,igch->igrwc", queries, own_keys, preferred_element_type=jnp.float32)
-    seen = jnp.arange(own_keys.shape[2], dtype=jnp.int32)[None, None] <= positions[:, :, None]
-    scores = jnp.where(seen[:, None, None], scores / math.sqrt(q.shape[-1]), -jnp.inf)
-    share = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    out = jnp.einsum("igrwc,igch->iwgrh", share, own_values)
+    last = jnp.max(jnp.where(block.page < keys.shape[1], block.positions, 0))
+    out, _, total = jax.lax.fori_loop(0, last // width + 1, visit, start)
+    out = jnp.transpose(out / total, (0, 3, 1, 2, 4)).astype(q.dtype)
     index = jnp.arange(q.shape[0], dtype=jnp.int32)
     return out.at[block.tile, index - block.firsts[block.tile]].get(mode="clip")
 
 
-def _gather(pool: jax.Array, pages: jax.Array) -> jax.Array:
-    """The texts [I, G, M * S, H] in pages int32[I, M] of a pool [N, G, S, H]."""
-    texts = pool.at[pages].get(mode="clip").swapaxes(1, 2)
-    return texts.reshape(*texts.shape[:2], -1, texts.shape[-1])
+def _chunk_width(size: int, block: Block) -> int:
+    """Places of a chunk: whole pages, or a part of the row's only one."""
+    return min(CHUNK, size) if block.is_dense else max(CHUNK // size, 1) * size
+
+
+def _chunk(
+    pool: jax.Array, layer: jax.Array, block: Block, rows: jax.Array, start: jax.Array, width: int
+) -> tuple[jax.Array, jax.Array]:
+    """The keys or values [I, G, C, H] at C = `width` places of `rows` int32[I], and the places.
+
+    The places, int32[1, 1, 1, 1, C], begin with `start`, or before, where a row ends.
+    """
+    _, num_rows, groups, size, head_dim = pool.shape
+    if block.is_dense:
+        start = jnp.minimum(start, size - width)
+        shape = (1, num_rows, groups, width, head_dim)
+        chunk = jax.lax.dynamic_slice(pool, (layer, 0, 0, start, 0), shape)
+    else:
+        nth = start // size + jnp.arange(width // size, dtype=jnp.int32)
+        pages = block.pages.at[rows[:, None, None], nth[None, None]].get(mode="clip")
+        chunk = pool.at[layer, pages, jnp.arange(groups, dtype=jnp.int32)[None, :, None]]
+        chunk = chunk.get(mode="clip")  # of a page that is none, some other page, never seen
+    place = start + jnp.arange(width, dtype=jnp.int32)
+    return chunk.reshape(-1, groups, width, head_dim), place[None, None, None, None]
 
 
 def _kernel(head_dim: int, shared: int) -> ModuleType | None:

@@ -19,11 +19,13 @@ from jax.experimental.pallas import triton
 
 from llama.attention import Block
 
-KEYS = 64
-"""Places of a block of keys."""
+KEYS = 128
+"""Places of a block of keys at most."""
+KEY_BYTES = 16384
+"""Bytes of a block of keys at most: two of keys and two of values fit every GPU's shared memory."""
 WARPS = 4
-STAGES = 3
-PROGRAMS = 512
+STAGES = 2
+PROGRAMS = 2048
 """A tile is shared until there are so many programs: a few for each multiprocessor of a GPU."""
 MOST_PARTS = 8
 LOW = -1e30
@@ -111,8 +113,9 @@ def _kernel(
         q_ref.at[token[:, None], group, head[:, None], lane], mask=is_in[:, None], other=0
     )
 
+    keys = min(KEYS, KEY_BYTES // (head_dim * k_ref.dtype.itemsize))
     num_places = jnp.max(position) + 1
-    num_blocks = (num_places + KEYS - 1) // KEYS
+    num_blocks = (num_places + keys - 1) // keys
     share = (num_blocks + parts - 1) // parts
     scale = math.log2(math.e) / math.sqrt(head_dim)  # powers of two are what the chip has
     product = functools.partial(
@@ -123,7 +126,7 @@ def _kernel(
 
     def visit(i, carry):
         out, highest, sums = carry
-        place = i * KEYS + jnp.arange(KEYS, dtype=jnp.int32)
+        place = i * keys + jnp.arange(keys, dtype=jnp.int32)
         is_there = place < num_places
         nth = jnp.minimum(place // size, max_pages - 1)
         page = triton.load(pages_ref.at[row, nth], mask=is_there, other=0)
