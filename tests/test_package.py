@@ -17,11 +17,13 @@ from jax_sa import _targets
 from jax_sa.cli import info
 
 PUBLIC = {
-    *("State", "Status", "Invalid", "init", "get_state_size", "save", "load"),
+    *("State", "Status", "Invalid", "init", "get_state_size", "save", "load", "validate"),
     *("extend", "lookup", "extend_lookup", "reset", "copy_slots", "Draft", "DRAFT_FILL"),
-    *("validate", "read_tokens", "build_on_host", "insert"),
+    *("read_tokens", "build_on_host", "insert"),
     *("accept_greedy", "accept_sampled", "merge_drafts", "Accepted", "Sampling"),
-    *("generate", "Generation", "Decoder", "NeuralDrafter"),
+    *("share_budget", "pack", "Packed"),
+    *("generate", "Generation", "Decoder", "NeuralDrafter", "Calibration"),
+    *("PackedDecoder", "Completions", "Rows", "Step"),
     *("SAConfig", "SuffixAutomatonManager"),
     *("expand_seqlens", "ExpandedSeqlens"),
     *("fused_copy", "copy_replay_metadata", "Copied", "ReplayMetadata"),

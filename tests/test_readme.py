@@ -1,4 +1,4 @@
-"""The README's example runs and prints what it says."""
+"""The README is short, and its example runs and prints what it says."""
 
 import contextlib
 import io
@@ -10,6 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
+MAX_LINES = 120
+
+
+def test_it_is_short():
+    assert len(README.read_text().splitlines()) <= MAX_LINES
 
 
 def test_example():
@@ -26,7 +31,7 @@ def test_example():
     assert printed.getvalue().replace("\n", "").split() == "".join(comments).split()
 
     last = jnp.array([2, 7], jnp.int32)
-    prompt_lengths = namespace["prompt_lengths"]
+    prompt_lengths = np.asarray(namespace["state"].length)  # before it is donated
     accepted, _, state = namespace["decode_step"](1, last, jnp.zeros(1), namespace["state"])
     assert accepted.tokens.shape == (2, 5)
     np.testing.assert_array_equal(state.length, prompt_lengths + accepted.length)

@@ -1,0 +1,114 @@
+"""The documents: links lead somewhere, files and names are those there are, examples run."""
+
+import contextlib
+import io
+import pathlib
+import re
+import secrets
+
+import jax.numpy as jnp
+import packed_model
+import pytest
+import toy_model
+from test_package import PUBLIC
+
+import jax_sa
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")])
+FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+
+
+def prose(document):
+    """The text of a document without its fenced examples."""
+    return FENCED.sub("", document.read_text(encoding="utf-8"))
+
+
+def anchors(document):
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+            if not re.match(r"[a-z]+:", target):
+                yield pytest.param(document, target, id=f"{document.name}:{target}")
+
+
+@pytest.mark.parametrize(("document", "target"), list(links()))
+def test_link_leads_somewhere(document, target):
+    path, _, anchor = target.partition("#")
+    linked = document.parent / path if path else document
+    assert linked.exists()
+    assert not anchor or anchor in anchors(linked)
+
+
+def test_every_page_is_linked_from_the_readme():
+    linked = re.findall(r"\]\((docs/[^)\s]+)\)", prose(ROOT / "README.md"))
+    assert set(linked) == {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}
+
+
+def test_every_public_name_is_in_the_docs():
+    documents = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    quoted = " ".join(
+        code for document in documents for code in re.findall(r"`([^`\n]+)`", prose(document))
+    )
+    assert set(re.findall(r"\w+", quoted)) >= PUBLIC
+
+
+def test_contributing_knows_every_file():
+    """Its table names each source file of the library, and no other."""
+    rows = re.findall(r"^\| (`[^|]*`) \|", prose(ROOT / "CONTRIBUTING.md"), re.MULTILINE)
+    files = set()
+    for row in rows:
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", row):  # a folder counts for the names after it
+            if "/" in name:
+                folder = name.rpartition("/")[0]
+            found = list(ROOT.glob(name if "/" in name else f"{folder}/{name}"))
+            assert found, name
+            files.update(found)
+    sources = [*ROOT.glob("jax_sa/*.py"), *(path for path in ROOT.glob("ffi/*") if path.is_file())]
+    missing = {path for path in sources if path not in files}
+    assert not missing
+    packages = {path.parent for path in ROOT.glob("jax_sa/*/__init__.py")}
+    assert packages <= files
+
+
+def run(page, names):
+    """Runs the examples of a page; every print must print the comment beside it."""
+    printed = io.StringIO()
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    for code in blocks:
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, page, "exec"), names)
+    expected = re.findall(r"^print\(.*\)  # (.*)$", "".join(blocks), re.MULTILINE)
+    assert printed.getvalue().split() == " ".join(expected).split()
+    return names
+
+
+def test_examples_of_speed():
+    names = run(
+        "speed.md",
+        {
+            "jax_sa": jax_sa,
+            "jnp": jnp,
+            "model": toy_model.model,
+            "packed_model": packed_model.model,
+            "params": jnp.asarray(toy_model.TABLE),
+            "cache": toy_model.init_cache(2, 64),
+            "packed_cache": packed_model.row_cache(2, 64),
+        },
+    )
+    generation, prompts = names["generation"], names["prompts"]
+    assert generation.tokens[0].tolist() == toy_model.greedy(prompts[0], 32)
+    assert generation.tokens[1].tolist() == toy_model.greedy(prompts[1, :5], 32)
+    assert names["done"].tokens.tolist() == [toy_model.greedy(prompts[0], 8)] * 5
+
+
+def test_examples_of_state(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run("state.md", {"jax_sa": jax_sa, "jnp": jnp, "secrets": secrets})
+    assert names["invalid"].tolist() == [0, 0]
