@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import shutil
 
 import copies
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import llama_families as families
 import numpy as np
 import pytest
-from llama import checkpoint, config, drafter, model, mtp, weights
+from llama import checkpoint, config, drafter, model, mtp, paged, weights
 
 import jax_sa
 
@@ -74,12 +75,112 @@ def test_logits_equal_those_of_transformers(family, tmp_path):
     np.testing.assert_allclose(logits, families.transformers_logits(tmp_path), **CLOSE)
 
 
-def test_blocks_of_any_width_give_the_same_logits(tmp_path):
+def test_blocks_of_any_width_give_the_same_logits(tmp_path, layers):
     settings, params = load(tmp_path, families.FAMILIES["qwen3"])
     whole, _ = read(settings, params, empty_cache(settings), families.TOKENS, [TEXT])
     widths = [1, 1, 17, 5, 1, 40, 31]
     parts, _ = read(settings, params, empty_cache(settings), families.TOKENS, widths)
     np.testing.assert_allclose(parts, whole, **CLOSE)
+
+
+@pytest.fixture(params=["apart", "in one array"])
+def layers(request, monkeypatch):
+    """How the arrays of the layers are held, as on a CPU and as on a GPU."""
+    monkeypatch.setattr(weights, "in_one_array", lambda: request.param == "in one array")
+
+
+def packed_cache(settings, mesh=None):
+    """A cache in which both rows have, in turns, a page more, with enough for their texts."""
+    cache = paged.init_packed_cache(settings, ROWS, 2 * 7, 16, TEXT, jnp.float32, mesh)
+    table = cache.block_table
+    for count in range(16, TEXT + 1, 16):
+        wanted = jnp.asarray([0, count, count], jnp.int32)
+        table, granted = jax_sa.cache_schema.claim_blocks(table, wanted)
+        assert granted.all()
+    return dataclasses.replace(cache, block_table=table)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_packed(settings, params, tokens, rows, positions, cache):
+    logits, cache = paged.apply_packed(settings, params, tokens, rows, positions, cache)
+    return logits(jnp.arange(tokens.size, dtype=jnp.int32)), cache
+
+
+def read_packed(settings, params, cache, total, steps):
+    """The logits float32[B, TEXT, V] of texts, of which each step reads so many tokens by row."""
+    done, found = np.zeros(ROWS, int), np.zeros((ROWS, TEXT, settings.vocab_size), np.float32)
+    for counts in steps:
+        rows = np.full(total, ROWS, np.int32)
+        tokens, positions = np.full(total, 7, np.int32), np.zeros(total, np.int32)
+        rows[: sum(counts)] = np.repeat(np.arange(ROWS), counts)
+        for row in range(ROWS):
+            positions[rows == row] = np.arange(done[row], done[row] + counts[row])
+            tokens[rows == row] = families.TOKENS[row, positions[rows == row]]
+        arrays = (jnp.asarray(x) for x in (tokens, rows, positions))
+        logits, cache = apply_packed(settings, params, *arrays, cache)
+        for row in range(ROWS):
+            found[row, positions[rows == row]] = logits[rows == row]
+        done += counts
+    assert (done == TEXT).all()
+    return found, cache
+
+
+STEPS = [(30, 3), (1, 29), (5, 1), (1, 1), (0, 32), *[(28, 4), (6, 26), (25, 0)]]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama-bias"])
+def test_a_packed_block_gives_the_logits_of_a_dense_one(tmp_path, layers, name):
+    settings, params = load(tmp_path, families.FAMILIES[name])
+    dense, _ = read(settings, params, empty_cache(settings), families.TOKENS, [TEXT])
+    packed, _ = read_packed(settings, params, packed_cache(settings), 36, STEPS)
+    np.testing.assert_allclose(packed, dense, **CLOSE)
+
+
+def test_padding_and_places_without_a_page_write_nothing(tmp_path, layers):
+    settings, params = load(tmp_path, families.FAMILIES["llama"])
+    _, cache = read_packed(settings, params, packed_cache(settings), 36, STEPS)
+    rows = jnp.asarray([0, 1, 2, 2, 9], jnp.int32)
+    positions = jnp.asarray([TEXT, TEXT + 400, 3, 3, 3], jnp.int32)
+    _, after = apply_packed(settings, params, rows, rows, positions, cache)
+    jax.tree.map(np.testing.assert_array_equal, after, cache)
+
+
+def test_a_row_writes_to_its_own_pages_alone(tmp_path, layers):
+    settings, params = load(tmp_path, families.FAMILIES["llama"])
+    before = packed_cache(settings)
+    _, after = read_packed(settings, params, before, 36, STEPS)
+    tokens = jnp.asarray([5, 6, 7], jnp.int32)
+    rows, positions = jnp.ones(3, jnp.int32), jnp.asarray([14, 15, 16], jnp.int32)
+    _, last = apply_packed(settings, params, tokens, rows, positions, after)
+    own = np.asarray(before.block_table.pages[2])[:2]
+    for old, new in zip(after.keys + after.values, last.keys + last.values, strict=True):
+        changed = np.argwhere((np.asarray(old) != np.asarray(new)).any(axis=(0, 2, 4)))
+        assert changed.tolist() == sorted([[own[0], 14], [own[0], 15], [own[1], 0]])
+
+
+@pytest.mark.parametrize("total", [1, 5])
+def test_the_packed_cache_is_updated_in_place(tmp_path, layers, total):
+    settings, params = load(tmp_path, families.FAMILIES["llama"])
+
+    def loop(params, tokens, cache):
+        def step(_, carry):
+            tokens, cache = carry
+            rows = jnp.zeros(total, jnp.int32)
+            logits, cache = apply_packed(settings, params, tokens, rows, tokens, cache)
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
+
+        return jax.lax.fori_loop(0, 5, step, (tokens, cache))
+
+    cache = paged.init_packed_cache(settings, ROWS, 501, 16, TEXT, jnp.float32)
+    tokens = jnp.zeros(total, jnp.int32)
+    compiled = jax.jit(loop, donate_argnums=2).lower(params, tokens, cache).compile()
+    assert "502,2,16,8]" in compiled.as_text()
+    copies = [
+        line.strip()
+        for line in compiled.as_text().splitlines()
+        if re.search(r"502,2,16,8\]\S* copy\(", line)
+    ]
+    assert not copies
 
 
 def test_what_lies_beyond_the_length_of_a_slot_does_not_matter(tmp_path):
@@ -108,7 +209,7 @@ def test_what_does_not_fit_the_cache_harms_nothing(tmp_path, width):
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("width", [1, 3])
-def test_the_cache_is_updated_in_place(tmp_path, rows, width):
+def test_the_cache_is_updated_in_place(tmp_path, layers, rows, width):
     settings, params = load(tmp_path, families.FAMILIES["llama"])
 
     def loop(params, tokens, cache):
@@ -139,7 +240,7 @@ def test_bfloat16(tmp_path):
 
 
 @pytest.mark.parametrize("devices", [2, 4])
-def test_devices_share_the_model(tmp_path, devices):
+def test_devices_share_the_model(tmp_path, layers, devices):
     if len(jax.devices()) < devices:
         pytest.skip(f"{len(jax.devices())} devices, {devices} needed")
     settings = dataclasses.replace(WITH_MTP, num_heads=8, num_kv_heads=4)
@@ -150,6 +251,8 @@ def test_devices_share_the_model(tmp_path, devices):
         _, params = checkpoint.load(tmp_path, jnp.float32, where)
         cache = empty_cache(settings, mesh=where, mtp=True)
         logits.append(read(settings, params, cache, families.TOKENS, [30, 1, 5])[0])
+        packed = packed_cache(settings, where)
+        logits.append(read_packed(settings, params, packed, 36, STEPS)[0][:, :36])
         shards = layer(params)["qkv"].sharding.num_devices, cache.keys[0].sharding.num_devices
         assert shards == ((devices, devices) if where else (1, 1))
     for name, axis, size in (
@@ -159,7 +262,8 @@ def test_devices_share_the_model(tmp_path, devices):
         ("down", -2, 48),
     ):
         assert layer(params)[name].addressable_shards[0].data.shape[axis] == size // devices
-    np.testing.assert_allclose(*logits, **CLOSE)
+    for other in logits[1:]:
+        np.testing.assert_allclose(other, logits[0], **CLOSE)
 
 
 def layer(params):
