@@ -15,8 +15,9 @@ import numpy as np
 
 from jax_sa import budget
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
-from jax_sa._options import DraftOptions
-from jax_sa.automaton import Draft, extend_lookup, reset
+from jax_sa._options import DraftOptions, normalise
+from jax_sa.automaton import Draft, extend_lookup
+from jax_sa.cache_schema import BlockTable
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
 from jax_sa.packed_queue import (
     Completions,
@@ -35,13 +36,16 @@ from jax_sa.packed_rows import (
     Rows,
     Step,
     admit,
+    append_tokens,
     can_fit,
     idle_rows,
     own_tokens,
     plan_step,
+    release,
+    row_capacity,
 )
 from jax_sa.packing import pack
-from jax_sa.sampling import Sampling, check_sampling
+from jax_sa.sampling import Sampling, check_sampling, spread
 from jax_sa.seqlens import expand_seqlens
 from jax_sa.state import State, check_state
 from jax_sa.verify import Accepted, accept_greedy, accept_sampled, cut_at_stop, last_token
@@ -83,7 +87,24 @@ class PackedDecoder(DraftOptions):
     Until then it waits. A cache without such a field must have room for every prompt and its new
     tokens in every row.
 
-    Compiled code is cached per decoder, and shared by decoders that hold the same functions.
+    `generate` runs any number of prompts to their ends on the device. An engine that streams, and
+    whose requests come one by one, goes step by step:
+
+        decoder = jax_sa.PackedDecoder(model, stop_tokens=(2,))
+        rows = decoder.init(cache, rows=8, max_prompt=512, state=jax_sa.init(8, 576))
+        while requests or not rows.idle.all():
+            prompts, prompt_lengths, limits = choose(requests, rows.idle)  # a prompt for each row
+            rows, began = decoder.admit(rows, prompts, prompt_lengths, limits)
+            requests = remove(requests, began)
+            rows, step = decoder.step(params, rows)
+            emit(step.tokens, step.length, step.finished)
+
+    Whatever is returned updated is donated. Compiled code is cached per decoder, and shared
+    by decoders that hold the same functions and equal options.
+
+    Inside `jax.shard_map`, each shard decodes prompts of its own through rows of its own. Shards
+    stop at different steps, so the model must not communicate over the axes that these are sharded
+    over.
 
     Raises:
       ValueError, TypeError: naming the option.
@@ -102,9 +123,11 @@ class PackedDecoder(DraftOptions):
             raise TypeError(f"model: expected a function, got {type(self.model).__name__}")
         if not isinstance(self.stop_tokens, tuple):
             raise TypeError(f"stop_tokens: expected a tuple of ints, got {self.stop_tokens!r}")
-        stop_tokens = tuple(check_int("stop_tokens", t, INT32_MIN) for t in self.stop_tokens)
-        object.__setattr__(self, "stop_tokens", stop_tokens)
-        object.__setattr__(self, "budget", check_int("budget", self.budget, 1))
+        normalise(
+            self,
+            stop_tokens=tuple(check_int("stop_tokens", t, INT32_MIN) for t in self.stop_tokens),
+            budget=check_int("budget", self.budget, 1),
+        )
 
     def widths(self, rows: int, *, drafts: bool = True) -> tuple[int, ...]:
         """The places of the blocks that are compiled for steps of `rows` rows without prompts.
@@ -127,18 +150,17 @@ class PackedDecoder(DraftOptions):
         *,
         rows: int,
         max_prompt: int,
-        max_new_tokens: int,
         state: State | None = None,
         sampling: Sampling | None = None,
     ) -> Rows:
         """Idle rows.
 
         Args:
-          cache: the model's, of B rows.
+          cache: the model's, of B rows; donated.
           rows: B.
           max_prompt: P.
-          max_new_tokens: G.
-          state: automata of B slots, which are reset as requests begin. None: no drafts.
+          state: automata of B slots, donated; reset as requests begin. A slot without room for
+            prompt and new tokens drafts until it is full. None: no drafts.
           sampling: how tokens are drawn, with one number or an array of one per row. None:
             greedily.
 
@@ -147,19 +169,26 @@ class PackedDecoder(DraftOptions):
         """
         rows = check_int("rows", rows, 1)
         max_prompt = check_int("max_prompt", max_prompt, 1)
-        check_int("max_new_tokens", max_new_tokens, 1)
-        if state is not None:
-            check_state(state)
-            if state.num_slots != rows:
-                raise ValueError(f"state: expected {rows} slots, got {state.num_slots}")
-        table = getattr(cache, "block_table", None)
-        if table is not None:
-            check_array("cache.block_table.num_blocks", table.num_blocks, jnp.int32, (rows + 1,))
+        prompts = jnp.zeros((rows, max_prompt), jnp.int32)
+        request = jnp.arange(rows, dtype=jnp.int32)
+        return self._idle_rows(cache, state, sampling, prompts, request)
+
+    def _idle_rows(
+        self,
+        cache: Any,
+        state: State | None,
+        sampling: Sampling | None,
+        prompts: jax.Array,
+        request: jax.Array,
+    ) -> Rows:
+        """Idle rows of checked buffers, with int32[N, P] prompts of which each has one."""
+        (rows,) = request.shape
         self.widths(rows)  # which checks the budget
+        _check_buffers(cache, state, rows)
         if sampling is not None:
-            sampling = check_sampling(sampling, rows)
+            sampling = check_sampling(sampling, prompts.shape[0])
         max_draft = 0 if state is None else self.max_draft
-        return idle_rows(cache, state, sampling, rows, max_prompt, max_draft)
+        return idle_rows(cache, state, sampling, prompts, request, max_draft)
 
     def generate(
         self,
@@ -188,11 +217,14 @@ class PackedDecoder(DraftOptions):
           cache: the model's, of B rows; donated.
           rows: B.
           max_new_tokens: G.
-          state: automata of B slots, donated; reset as prompts begin. None: no drafts.
+          state: automata of B slots, donated; reset as prompts begin. A slot without room for
+            prompt and new tokens drafts until it is full. None: no drafts.
           limits: int32[N] new tokens of each prompt at most, clipped to 0..G. None: G.
-          sampling: one number for all prompts each. None: greedy.
+          sampling: one number for all prompts, or an array of one per prompt. None: greedy.
           costs: float32[W] the relative cost of a step of each of `widths(rows)`, as `calibrate`
-            measures them. None: an estimate for the default backend.
+            measures them; with `drafts=False` where there is no state. A width whose cost is not
+            above 0, or is infinite or NaN, is not used; if all are so, the least is. None: an
+            estimate for the default backend.
 
         Returns:
           The answers. A prompt that cannot be answered is not `finished`; the others are.
@@ -201,24 +233,21 @@ class PackedDecoder(DraftOptions):
           ValueError, TypeError: naming the argument; and, where lengths and limits are known, for
             a prompt that is empty or can never fit, naming it.
         """
-        count, width = check_array("prompts", prompts, jnp.int32, ("N", "P"))
-        check_array("prompt_lengths", prompt_lengths, jnp.int32, (count,))
+        rows = check_int("rows", rows, 1)
+        max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1)
+        prompts, prompt_lengths = _check_prompts(prompts, prompt_lengths)
+        count, width = prompts.shape
         if limits is None:
             limits = jnp.full(count, max_new_tokens, jnp.int32)
         check_array("limits", limits, jnp.int32, (count,))
         limits = jnp.clip(limits, 0, max_new_tokens)
-        _check_requests(cache, width, prompt_lengths, limits)
-        queue = make_queue(cache, prompts, prompt_lengths, limits)
         costs = self._costs(costs, rows, state)
-        idle = self.init(
-            cache,
-            rows=rows,
-            max_prompt=max(width, 1),
-            max_new_tokens=max_new_tokens,
-            state=state,
-            sampling=sampling,
-        )
-        work = begin(idle, queue, max_new_tokens)
+        _check_buffers(cache, state, rows)
+        capacity = row_capacity(cache)
+        _check_requests(capacity, width, prompt_lengths, limits)
+        queue = make_queue(prompt_lengths, limits, capacity=capacity, max_prompt=width)
+        idle = self._idle_rows(cache, state, sampling, prompts, jnp.zeros(rows, jnp.int32))
+        work, queue = begin(idle, queue, max_new_tokens)
         return end(self._run(params, queue, work, costs, jnp.asarray(INT32_MAX, jnp.int32)))
 
     @functools.partial(jax.jit, static_argnames="self", donate_argnames="work")
@@ -226,10 +255,10 @@ class PackedDecoder(DraftOptions):
         self, params: Any, queue: Queue, work: Work, costs: jax.Array, max_calls: jax.Array
     ) -> Work:
         """Goes on until all is done, or for so many calls of the model."""
-        last = work.done.calls + jnp.minimum(max_calls, INT32_MAX - work.done.calls)
+        last = work.calls + jnp.minimum(max_calls, INT32_MAX - work.calls)
 
         def goes_on(work: Work) -> jax.Array:
-            return unfinished(work, queue) & (work.done.calls < last)
+            return unfinished(work, queue) & (work.calls < last)
 
         def body(work: Work) -> Work:
             work = refill(work, queue)
@@ -254,7 +283,7 @@ class PackedDecoder(DraftOptions):
 
         It takes a few seconds and, if a `generate` of the same shapes follows, compiles nothing
         that would not be compiled for that. The first B prompts are decoded, of each at most
-        `CALIBRATION_PROMPT` tokens.
+        `CALIBRATION_PROMPT` tokens. It runs on the host, so not inside jit.
 
         Args:
           params: as in `generate`, like all that follows up to `sampling`.
@@ -262,44 +291,44 @@ class PackedDecoder(DraftOptions):
           prompt_lengths: int32[N].
           cache: donated.
           rows: B.
-          max_new_tokens: G.
+          max_new_tokens: G, at least 8.
           state: donated.
           sampling: as in `generate`.
           on_progress: called with the number of widths that were measured, and of all.
 
         Raises:
-          ValueError, TypeError: as `generate`.
+          ValueError, TypeError: as `generate`; and if the model ends every answer at once, so that
+            there is nothing to measure.
         """
-        count, width = check_array("prompts", prompts, jnp.int32, ("N", "P"))
-        check_array("prompt_lengths", prompt_lengths, jnp.int32, (count,))
-        check_int("max_new_tokens", max_new_tokens, CALIBRATION_TOKENS)
+        rows = check_int("rows", rows, 1)
+        max_new_tokens = check_int("max_new_tokens", max_new_tokens, CALIBRATION_TOKENS)
+        prompts, prompt_lengths = _check_prompts(prompts, prompt_lengths)
+        count, width = prompts.shape
+        limits = jnp.full(count, max_new_tokens, jnp.int32)
+        estimate = self._costs(None, rows, state)
+        _check_buffers(cache, state, rows)
+        capacity = row_capacity(cache)
+        _check_requests(capacity, width, prompt_lengths, limits)
         used = jnp.where(jnp.arange(count) < rows, prompt_lengths, 0)
         used = jnp.minimum(used, CALIBRATION_PROMPT)
-        limits = jnp.full(count, max_new_tokens, jnp.int32)
-        queue = make_queue(cache, prompts, used, limits)
-        estimate = self._costs(None, rows, state)
+        waiting = make_queue(used, limits, capacity=capacity, max_prompt=width)
+        one = jnp.ones((), jnp.int32)
 
         def restart(work: Work | None) -> Work:
-            """Work of which every row has read its prompt."""
+            """Work of which every row has read its prompt, and no further prompt begins."""
             buffers = (cache, state) if work is None else (work.rows.cache, work.rows.state)
-            idle = self.init(
-                buffers[0],
-                rows=rows,
-                max_prompt=max(width, 1),
-                max_new_tokens=max_new_tokens,
-                state=buffers[1],
-                sampling=sampling,
-            )
-            work = begin(idle, queue, max_new_tokens)
-            work = self._run(params, queue, work, estimate, jnp.ones((), jnp.int32))
+            idle = self._idle_rows(*buffers, sampling, prompts, jnp.zeros(rows, jnp.int32))
+            work, queue = begin(idle, waiting, max_new_tokens)
+            work = self._run(params, queue, work, estimate, one)
+            work = dataclasses.replace(work, begun=jnp.copy(queue.count))
             while bool(jnp.any(work.rows.read < work.rows.prompt_lengths)):
-                work = self._run(params, queue, work, estimate, jnp.ones((), jnp.int32))
+                work = self._run(params, queue, work, estimate, one)
             return work
 
         def advance(work: Work, costs: jax.Array, calls: int) -> tuple[Work, int]:
-            before = int(work.done.calls)
-            work = self._run(params, queue, work, costs, jnp.asarray(calls, jnp.int32))
-            return work, int(work.done.calls) - before
+            before = int(work.calls)
+            work = self._run(params, waiting, work, costs, jnp.asarray(calls, jnp.int32))
+            return work, int(work.calls) - before
 
         costs, work = measure_costs(restart, advance, estimate.size, on_progress)
         done = end(work)
@@ -318,19 +347,35 @@ class PackedDecoder(DraftOptions):
 
         Returns:
           The rows, and bool[B] which of them began. A row that is not idle does not, nor does one
-          whose prompt and new tokens find no free pages now: ask again when others have ended.
+          for whose prompt and new tokens, and those of the rows before it, there are no free pages
+          now: ask again when others have ended.
 
         Raises:
           ValueError, TypeError: at trace time, naming the argument; and, where the values are
             known, for a request that can never fit.
         """
-        width = rows.prompts.shape[1]
-        (count,) = rows.prompt_lengths.shape
+        count, width = rows.prompts.shape
         check_array("prompts", prompts, jnp.int32, (count, width))
         check_array("prompt_lengths", prompt_lengths, jnp.int32, (count,))
         check_array("limits", limits, jnp.int32, (count,))
-        _check_requests(rows.cache, width, prompt_lengths, limits, skip_empty=True)
-        return _admit_and_reset(rows, prompts, prompt_lengths, limits)
+        capacity = row_capacity(rows.cache)
+        _check_requests(capacity, width, prompt_lengths, limits, skip_empty=True)
+        return _admit(rows, prompts, prompt_lengths, limits)
+
+    def release(self, rows: Rows, mask: jax.Array) -> Rows:
+        """Ends the requests of some rows at once, as when they are cancelled.
+
+        The rows are idle then. Their pages are freed by the next `admit`.
+
+        Args:
+          rows: of B rows, donated.
+          mask: bool[B] the rows to end; those that are idle stay so.
+
+        Raises:
+          ValueError, TypeError: at trace time, naming the argument.
+        """
+        check_array("mask", mask, jnp.bool_, rows.prompt_lengths.shape)
+        return _release(rows, mask)
 
     @functools.partial(jax.jit, static_argnames="self", donate_argnames="rows")
     def step(self, params: Any, rows: Rows, costs: jax.Array | None = None) -> tuple[Rows, Step]:
@@ -340,6 +385,12 @@ class PackedDecoder(DraftOptions):
           params: the model's parameters, a pytree.
           rows: donated.
           costs: as in `generate`.
+
+        Returns:
+          The rows, and what each of them emitted.
+
+        Raises:
+          ValueError, TypeError: at trace time, for wrong costs.
         """
         return self._step(params, rows, self._costs(costs, rows.limits.size, rows.state))
 
@@ -358,10 +409,9 @@ class PackedDecoder(DraftOptions):
             sampling = dataclasses.replace(sampling, key=next_key)
         blocks = self._blocks(rows)
         plan = plan_step(rows, blocks, costs)
-        own = own_tokens(rows, blocks[-1].total)
         # The automata stay out of the branches: jax before 0.11.2 copies what a branch updates.
         branches = [
-            functools.partial(self._verify, block, params, rows, plan, own, key) for block in blocks
+            functools.partial(self._verify, block, params, rows, plan, key) for block in blocks
         ]
         accepted, cache = jax.lax.switch(plan.block, branches, rows.cache)
         accepted, stopped = cut_at_stop(accepted, plan.emits, self.stop_tokens)
@@ -372,7 +422,8 @@ class PackedDecoder(DraftOptions):
         reading = active & (rows.read < rows.prompt_lengths)
         confirmed = jnp.maximum(accepted.length - 1, 0)
         left = jnp.where(finished | ~plan.emits, 0, rows.limits - lengths)
-        state, draft = self._draft(rows, own, jnp.where(reading, plan.counts, 0), accepted, left)
+        prompt_counts = jnp.where(reading, plan.counts, 0)
+        state, draft = self._draft(rows, prompt_counts, accepted, left)
         return dataclasses.replace(
             rows,
             prompt_lengths=jnp.where(finished, 0, rows.prompt_lengths),
@@ -403,12 +454,13 @@ class PackedDecoder(DraftOptions):
         params: Any,
         rows: Rows,
         plan: Plan,
-        own: jax.Array,
         key: jax.Array | None,
         cache: Any,
     ) -> tuple[Accepted, Any]:
         """The part of a step that depends on the size of its block."""
-        own = own if block.reads_prompts else own[:, :1]
+        own = rows.last[:, None]
+        if block.reads_prompts:
+            own = own_tokens(rows, _chunk(rows, block.total))
         packed = pack(own, plan.counts, plan.draft, rows.read, total=block.total)
         logits, cache = self.model(params, packed.tokens, packed.rows, packed.positions, cache)
         first = packed.first
@@ -419,7 +471,7 @@ class PackedDecoder(DraftOptions):
             logits = logits(places)
         if rows.sampling is None:
             return accept_greedy(plan.draft, logits, first=first), cache
-        sampling = rows.sampling
+        sampling = spread(rows.sampling, rows.request)
         accepted = accept_sampled(
             key,
             plan.draft,
@@ -432,12 +484,7 @@ class PackedDecoder(DraftOptions):
         return accepted, cache
 
     def _draft(
-        self,
-        rows: Rows,
-        own: jax.Array,
-        prompt_counts: jax.Array,
-        accepted: Accepted,
-        left: jax.Array,
+        self, rows: Rows, prompt_counts: jax.Array, accepted: Accepted, left: jax.Array
     ) -> tuple[State | None, Draft]:
         """Appends the prompt tokens that were read and the tokens that were emitted; drafts.
 
@@ -445,13 +492,10 @@ class PackedDecoder(DraftOptions):
         """
         if rows.state is None:
             return None, rows.draft
-        column = jnp.arange(own.shape[1] + accepted.tokens.shape[1], dtype=jnp.int32)[None]
-        emitted = column - prompt_counts[:, None]
-        column = jnp.where(emitted < 0, column, own.shape[1] + emitted)
-        both = jnp.concatenate([own, accepted.tokens], axis=1)
+        width = _chunk(rows, self.budget)
         return extend_lookup(
             rows.state,
-            jnp.take_along_axis(both, column, axis=1, mode="clip"),
+            append_tokens(rows, prompt_counts, accepted.tokens, width),
             prompt_counts + accepted.length,
             limits=left - 1,
             **self.lookup_options(),
@@ -459,25 +503,55 @@ class PackedDecoder(DraftOptions):
 
 
 @functools.partial(jax.jit, donate_argnames="rows")
-def _admit_and_reset(
+def _admit(
     rows: Rows, prompts: jax.Array, prompt_lengths: jax.Array, limits: jax.Array
 ) -> tuple[Rows, jax.Array]:
-    rows, begins = admit(rows, prompts, prompt_lengths, limits)
-    if rows.state is not None:
-        slot = jnp.arange(begins.shape[0], dtype=jnp.int32)
-        state = reset(rows.state, jnp.where(begins, slot, -1))
-        rows = dataclasses.replace(rows, state=state)
-    return rows, begins
+    rows, begins = admit(rows, prompt_lengths, limits)
+    prompts = jnp.where(begins[:, None], prompts, rows.prompts)
+    return dataclasses.replace(rows, prompts=prompts), begins
+
+
+_release = jax.jit(release, donate_argnames="rows")
+
+
+def _chunk(rows: Rows, total: int) -> int:
+    """Tokens of a prompt at most in a block of `total` places."""
+    return min(total, rows.prompts.shape[1])
+
+
+def _check_prompts(prompts: Any, prompt_lengths: Any) -> tuple[jax.Array, jax.Array]:
+    count, width = check_array("prompts", prompts, jnp.int32, ("N", "P"))
+    if count == 0 or width == 0:
+        raise ValueError(f"prompts: expected a prompt and a token at least, got [{count}, {width}]")
+    check_array("prompt_lengths", prompt_lengths, jnp.int32, (count,))
+    return jnp.asarray(prompts), jnp.asarray(prompt_lengths)
+
+
+def _check_buffers(cache: Any, state: Any, rows: int) -> None:
+    """Raises ValueError or TypeError unless the automata and the pages are of so many rows."""
+    if state is not None:
+        check_state(state)
+        if state.num_slots != rows:
+            raise ValueError(f"state: expected {rows} slots, got {state.num_slots}")
+    table = getattr(cache, "block_table", None)
+    if table is None:
+        return
+    if not isinstance(table, BlockTable):
+        expected = "a jax_sa.cache_schema.BlockTable"
+        raise TypeError(f"cache.block_table: expected {expected}, got {type(table).__name__}")
+    (slots,) = check_array("cache.block_table.num_blocks", table.num_blocks, jnp.int32, ("S",))
+    if slots != rows + 1:
+        raise ValueError(f"cache.block_table: expected {rows + 1} slots, got {slots}")
 
 
 def _check_requests(
-    cache: Any, max_prompt: int, prompt_lengths: Any, limits: Any, *, skip_empty: bool = False
+    capacity: int, max_prompt: int, prompt_lengths: Any, limits: Any, *, skip_empty: bool = False
 ) -> None:
     """Raises ValueError for the first request that can never be answered, if values are known."""
     if any(isinstance(values, jax.core.Tracer) for values in (prompt_lengths, limits)):
         return
     lengths, limits = np.asarray(prompt_lengths), np.asarray(limits)
-    bad = ~np.asarray(can_fit(cache, lengths, limits, max_prompt))
+    bad = ~np.asarray(can_fit(capacity, lengths, limits, max_prompt))
     if skip_empty:
         bad &= lengths != 0
     for i in np.flatnonzero(bad):
@@ -486,8 +560,8 @@ def _check_requests(
                 f"prompt_lengths: expected 1 to {max_prompt} tokens, got {lengths[i]} in prompt {i}"
             )
         raise ValueError(
-            f"prompts: expected a prompt and new tokens that fit the pages of one row, got "
-            f"{lengths[i]} + {limits[i]} tokens in prompt {i}"
+            f"prompt_lengths: expected a prompt and new tokens that fit the {capacity} tokens of a "
+            f"row's pages, got {lengths[i]} + {limits[i]} in prompt {i}"
         )
 
 

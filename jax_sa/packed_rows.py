@@ -1,7 +1,7 @@
 """The rows of a packed decoder, and the choice of what a step does with each.
 
-Letters: B rows, P tokens of the longest prompt, G new tokens at most, K draft tokens, T places of a
-step's block, W widths.
+Letters: N prompts, B rows, P tokens of the longest prompt, G new tokens at most, K draft tokens, T
+places of a step's block, W widths.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_sa import budget
-from jax_sa.automaton import Draft
+from jax_sa._checks import INT32_MAX
+from jax_sa.automaton import Draft, reset
 from jax_sa.cache_schema import claim_blocks, free_blocks
 from jax_sa.sampling import Sampling
 from jax_sa.state import State
@@ -24,7 +25,9 @@ class Rows:
     """The requests that `B` rows are at work on, and all that the next step needs."""
 
     prompts: jax.Array
-    """int32[B, P] the prompt of each row's request."""
+    """int32[N, P] the prompts that the rows read. N is B where the caller admits requests."""
+    request: jax.Array
+    """int32[B] the prompt of each row, an index among the N; of no account in an idle row."""
     prompt_lengths: jax.Array
     """int32[B] its tokens; 0 in an idle row."""
     limits: jax.Array
@@ -44,7 +47,7 @@ class Rows:
     state: State | None
     """The automata, of prompts and new tokens; None: no drafts."""
     sampling: Sampling | None
-    """How tokens are drawn; None: greedily."""
+    """How tokens are drawn, with one number for all or N of them; None: greedily."""
 
     @property
     def idle(self) -> jax.Array:
@@ -96,32 +99,32 @@ class Plan:
     """The drafts as cut for this block."""
 
 
-@functools.partial(
-    jax.jit, static_argnames=("rows", "max_prompt", "max_draft"), donate_argnames=("cache", "state")
-)
+@functools.partial(jax.jit, static_argnames="max_draft", donate_argnames=("cache", "state"))
 def idle_rows(
     cache: Any,
     state: State | None,
     sampling: Sampling | None,
-    rows: int,
-    max_prompt: int,
+    prompts: jax.Array,
+    request: jax.Array,
     max_draft: int,
 ) -> Rows:
-    """Rows without requests."""
-    none = jnp.zeros(rows, jnp.int32)
+    """Rows without requests: as many as int32[B] `request` has."""
+    none = jnp.zeros_like(request)
+    # Copies, because the rows are donated from step to step, and these are the caller's.
+    prompts, request, sampling = jax.tree.map(jnp.copy, (prompts, request, sampling))
     return Rows(
-        prompts=jnp.zeros((rows, max_prompt), jnp.int32),
+        prompts=prompts,
+        request=request,
         prompt_lengths=none,
         limits=none,
         read=none,
         lengths=none,
         last=none,
-        draft=Draft(jnp.zeros((rows, max_draft), jnp.int32), none, none, none),
+        draft=Draft(jnp.zeros((*none.shape, max_draft), jnp.int32), none, none, none),
         record=budget.init_record(none),
         cache=cache,
         state=state,
-        # A copy, because the rows are donated from step to step, and the key is the caller's.
-        sampling=jax.tree.map(jnp.copy, sampling),
+        sampling=sampling,
     )
 
 
@@ -129,7 +132,7 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
     """Chooses the block with the most expected tokens per cost, and fills it.
 
     While rows read prompts, it is the smallest block for that which holds all there is to read.
-    The prompts have what the drafts leave of it.
+    The prompts have what the drafts leave of it. A width of cost 0 or less is worth nothing.
     """
     decoding = ~rows.idle & (rows.read >= rows.prompt_lengths)
     unread = jnp.maximum(rows.prompt_lengths - rows.read, 0)
@@ -144,11 +147,11 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
     spare = judged - jnp.where(jnp.arange(len(blocks)) < num_widths, num_decoding, num_rows)
     lengths = budget.shared_lengths(rows.draft, spare, 1.0 / strain)
     held = budget.expected_tokens(budget.survival(rows.draft, strain), lengths[:num_widths])
-    worth = (num_decoding.astype(jnp.float32) + held) / costs
-    holds_all = totals[num_widths:] >= jnp.minimum(judged[-1] + num_unread, totals[-1])
+    worth = jnp.where(costs > 0.0, (num_decoding.astype(jnp.float32) + held) / costs, 0.0)
+    too_small = totals[num_widths:-1] < judged[-1] + num_unread
     block = jnp.where(
         num_unread > 0,
-        num_widths + jnp.argmax(holds_all).astype(jnp.int32),
+        num_widths + jnp.sum(too_small.astype(jnp.int32)),
         jnp.argmax(worth).astype(jnp.int32),
     )
 
@@ -164,24 +167,48 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
     )
 
 
+def unread_tokens(rows: Rows, width: int) -> jax.Array:
+    """int32[B, width] the tokens of each prompt that the model has not read, the next one first."""
+    column = rows.read[:, None] + jnp.arange(width, dtype=jnp.int32)[None]
+    return rows.prompts.at[rows.request[:, None], column].get(mode="clip")
+
+
 def own_tokens(rows: Rows, width: int) -> jax.Array:
     """int32[B, width] the tokens that the model has not read: of a prompt, or the last one."""
-    column = rows.read[:, None] + jnp.arange(width, dtype=jnp.int32)[None]
-    unread = jnp.take_along_axis(rows.prompts, column, axis=1, mode="clip")
-    return jnp.where((rows.read < rows.prompt_lengths)[:, None], unread, rows.last[:, None])
+    reading = rows.read < rows.prompt_lengths
+    return jnp.where(reading[:, None], unread_tokens(rows, width), rows.last[:, None])
 
 
-def admit(
-    rows: Rows, prompts: jax.Array, prompt_lengths: jax.Array, limits: jax.Array
-) -> tuple[Rows, jax.Array]:
+def append_tokens(
+    rows: Rows, prompt_counts: jax.Array, emitted: jax.Array, width: int
+) -> jax.Array:
+    """int32[B, width + 1 + K] of each row the prompt tokens that a step read, then its new tokens.
+
+    Args:
+      rows: before the step.
+      prompt_counts: int32[B] prompt tokens that it read.
+      emitted: int32[B, 1 + K].
+      width: static; a step reads no more tokens of a prompt.
+    """
+    column = jnp.arange(width + emitted.shape[1], dtype=jnp.int32)[None]
+    after = jnp.maximum(column - prompt_counts[:, None], 0)
+    new = jnp.take_along_axis(emitted, after, axis=1, mode="clip")
+    read = column < prompt_counts[:, None]
+    return jnp.where(read, unread_tokens(rows, column.size), new)
+
+
+def admit(rows: Rows, prompt_lengths: jax.Array, limits: jax.Array) -> tuple[Rows, jax.Array]:
     """Frees the pages of idle rows, and gives those that can begin a request its pages.
 
-    Arguments and results are those of `PackedDecoder.admit`. The automata are not reset: that is
-    for the caller, outside of any branch.
+    Lengths and limits are those of `PackedDecoder.admit`; the prompts themselves are up to the
+    caller.
+
+    Returns:
+      The rows, and bool[B] which of them began.
     """
     begins = rows.idle & (prompt_lengths > 0) & (limits > 0)
     begins &= prompt_lengths <= rows.prompts.shape[1]
-    cache = rows.cache
+    cache, state = rows.cache, rows.state
     if (table := getattr(cache, "block_table", None)) is not None:
         none = jnp.zeros(1, jnp.int32)  # the padding slot's
         table = free_blocks(table, jnp.concatenate([none > 0, rows.idle]))
@@ -189,6 +216,9 @@ def admit(
         table, granted = claim_blocks(table, jnp.concatenate([none, needed]))
         cache = dataclasses.replace(cache, block_table=table)
         begins &= granted[1:]
+    if state is not None:
+        slot = jnp.arange(begins.shape[0], dtype=jnp.int32)
+        state = reset(state, jnp.where(begins, slot, -1))
 
     def put(new: Any, old: jax.Array) -> jax.Array:
         return jnp.where(begins, new, old)
@@ -196,14 +226,25 @@ def admit(
     zero = jnp.zeros_like(prompt_lengths)
     return dataclasses.replace(
         rows,
-        prompts=jnp.where(begins[:, None], prompts, rows.prompts),
         prompt_lengths=put(prompt_lengths, rows.prompt_lengths),
         limits=put(limits, rows.limits),
         read=put(zero, rows.read),
         lengths=put(zero, rows.lengths),
         record=jax.tree.map(lambda old: put(jnp.zeros_like(old), old), rows.record),
         cache=cache,
+        state=state,
     ), begins
+
+
+def release(rows: Rows, mask: jax.Array) -> Rows:
+    """Makes the rows of bool[B] `mask` idle. Their pages are freed at the next admission."""
+    draft = rows.draft
+    length = jnp.where(mask, 0, draft.length)
+    return dataclasses.replace(
+        rows,
+        prompt_lengths=jnp.where(mask, 0, rows.prompt_lengths),
+        draft=budget.cut_draft(draft, length),
+    )
 
 
 def free_pages(rows: Rows) -> Any:
@@ -211,13 +252,20 @@ def free_pages(rows: Rows) -> Any:
     if (table := getattr(rows.cache, "block_table", None)) is None:
         return rows.cache
     idle = jnp.concatenate([jnp.zeros(1, bool), rows.idle])
-    return dataclasses.replace(rows.cache, block_table=free_blocks(table, idle))
+    return dataclasses.replace(rows.cache, block_table=_free_blocks(table, idle))
 
 
-def can_fit(cache: Any, prompt_lengths: Any, limits: Any, max_prompt: int) -> Any:
-    """bool[N] requests that have a prompt, and that a row with all pages to itself could hold."""
+def row_capacity(cache: Any) -> int:
+    """Tokens that a row with all pages to itself could hold; 2**31 - 1 where there are no pages."""
+    if (table := getattr(cache, "block_table", None)) is None:
+        return INT32_MAX
+    return min(table.pages.shape[1], table.unclaimed.shape[0] - 1) * table.block_size
+
+
+def can_fit(capacity: int, prompt_lengths: Any, limits: Any, max_prompt: int) -> Any:
+    """bool[N] requests that have a prompt, and that a row of `capacity` tokens could hold."""
     fits = (prompt_lengths >= 1) & (prompt_lengths <= max_prompt)
-    if (table := getattr(cache, "block_table", None)) is not None:
-        most = min(table.pages.shape[1], table.unclaimed.shape[0] - 1) * table.block_size
-        fits &= prompt_lengths <= most - limits
-    return fits
+    return fits & (prompt_lengths <= capacity - limits)
+
+
+_free_blocks = jax.jit(free_blocks)

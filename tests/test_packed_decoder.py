@@ -137,7 +137,6 @@ def test_step_by_step():
         packed_model.paged_cache(2, 12, 4, 12),
         rows=2,
         max_prompt=P,
-        max_new_tokens=G,
         state=jax_sa.init(2, CAPACITY),
     )
     waiting, running, texts = list(range(6))[::-1], [None, None], [[] for _ in range(6)]

@@ -105,15 +105,16 @@ def claim_blocks(table: BlockTable, num_tokens: Any) -> tuple[BlockTable, jax.Ar
 def free_blocks(table: BlockTable, slots: Any) -> BlockTable:
     """Takes back all pages of the slots marked in `slots`: bool[S]."""
     check_array("slots", slots, jnp.bool_, table.num_blocks.shape)
-    is_freed = slots[:, None] & (_blocks(table) < table.num_blocks[:, None])
-    rank = jnp.cumsum(is_freed.ravel(), dtype=jnp.int32).reshape(is_freed.shape) - 1
-    place = jnp.where(is_freed, table.num_unclaimed + rank, table.unclaimed.size)
+    freed = jnp.where(slots, table.num_blocks, 0)
+    before = table.num_unclaimed + jnp.cumsum(freed, dtype=jnp.int32) - freed
+    is_freed = _blocks(table) < freed[:, None]
+    place = jnp.where(is_freed, before[:, None] + _blocks(table), table.unclaimed.size)
     return replace(
         table,
         pages=jnp.where(slots[:, None], PADDING_PAGE, table.pages),
         num_blocks=jnp.where(slots, 0, table.num_blocks),
         unclaimed=table.unclaimed.at[place].set(table.pages, mode="drop"),
-        num_unclaimed=table.num_unclaimed + jnp.sum(is_freed, dtype=jnp.int32),
+        num_unclaimed=table.num_unclaimed + jnp.sum(freed, dtype=jnp.int32),
     )
 
 
