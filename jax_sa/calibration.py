@@ -49,22 +49,26 @@ def measure_costs(
       advance: `advance(work, costs, steps)` does at most so many steps, and says how many it did.
       num_widths: W.
       on_progress: called with the number of widths that were measured, and of all.
+
+    Raises:
+      ValueError: work has no step to measure.
     """
-    work, seconds = restart(None), []
+    work, fresh, seconds = restart(None), True, []
     for width in range(num_widths):
         forced = jnp.where(jnp.arange(num_widths) == width, 1.0, jnp.inf).astype(jnp.float32)
-        best, slices, steps = float("inf"), 0, 1
-        while slices <= SLICES:  # the first warms up, and says how long a slice is to be
+        longest, steps, times = MAX_SLICE, 1, []
+        while len(times) <= SLICES:  # the first warms up, and says how long a slice is to be
             begun = time.perf_counter()
             work, done = advance(work, forced, steps)
-            elapsed = time.perf_counter() - begun
-            if done < steps:  # it came to its end
-                work, steps = restart(work), max(1, steps // 2)
+            if done == steps:
+                times.append((time.perf_counter() - begun) / steps)
+                steps, fresh = max(1, min(longest, int(SLICE_SECONDS / times[-1]))), False
                 continue
-            if slices > 0:
-                best = min(best, elapsed / steps)
-            steps = max(1, min(MAX_SLICE, int(SLICE_SECONDS * steps / elapsed)))
-            slices += 1
-        seconds.append(best)
+            if fresh and done == 0:
+                raise ValueError("prompts: expected answers of several steps, all ended at once")
+            # It came to its end. The slices get shorter, so that this does not go on forever.
+            longest = steps = max(1, steps // 2)
+            work, fresh = restart(work), True
+        seconds.append(min(times[1:]))
         on_progress(width + 1, num_widths)
     return jnp.asarray(seconds, jnp.float32), work

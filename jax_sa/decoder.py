@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax_sa import budget
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
 from jax_sa._options import DraftOptions, normalise
+from jax_sa._shard_map import vary, varying_axes
 from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup, reset
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
 from jax_sa.sampling import Sampling, check_sampling
@@ -550,17 +551,7 @@ def _vary_alike(
     cache, whose other arrays may vary over further axes.
     """
     rows = (request, cache.length, state)
-
-    def varying(leaf: jax.Array) -> frozenset[str]:
-        return jax.typeof(leaf).manual_axis_type.varying
-
-    axes = frozenset().union(*map(varying, jax.tree.leaves(rows)))
-
-    def vary(leaf: jax.Array) -> jax.Array:
-        missing = tuple(axes - varying(leaf))
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    request, length, state = jax.tree.map(vary, rows)
+    request, length, state = vary(rows, varying_axes(rows))
     return request, dataclasses.replace(cache, length=length), state
 
 

@@ -315,15 +315,13 @@ class PackedDecoder(DraftOptions):
         one = jnp.ones((), jnp.int32)
 
         def restart(work: Work | None) -> Work:
-            """Work of which every row has read its prompt, and no further prompt begins."""
+            """Work of which some row decodes, if any can, none reads, and no further one begins."""
             buffers = (cache, state) if work is None else (work.rows.cache, work.rows.state)
             idle = self._idle_rows(*buffers, sampling, prompts, jnp.zeros(rows, jnp.int32))
             work, queue = begin(idle, waiting, max_new_tokens)
-            work = self._run(params, queue, work, estimate, one)
-            work = dataclasses.replace(work, begun=jnp.copy(queue.count))
-            while bool(jnp.any(work.rows.read < work.rows.prompt_lengths)):
+            while not _decodes(work.rows) and unfinished(work, queue):
                 work = self._run(params, queue, work, estimate, one)
-            return work
+            return dataclasses.replace(work, begun=jnp.copy(queue.count))
 
         def advance(work: Work, costs: jax.Array, calls: int) -> tuple[Work, int]:
             before = int(work.calls)
@@ -512,6 +510,12 @@ def _admit(
 
 
 _release = jax.jit(release, donate_argnames="rows")
+
+
+@jax.jit
+def _decodes(rows: Rows) -> jax.Array:
+    """bool[] whether no row reads its prompt, and some row decodes."""
+    return jnp.all(rows.read >= rows.prompt_lengths) & ~jnp.all(rows.idle)
 
 
 def _chunk(rows: Rows, total: int) -> int:

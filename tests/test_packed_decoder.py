@@ -1,217 +1,375 @@
 """Prompts through the rows of a packed decoder: every answer is that of plain decoding."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import packed_model
 import pytest
+from packed_model import all_greedy, answers
 from toy_model import TABLE, VOCABULARY
 
 import jax_sa
 
 PARAMS = jnp.asarray(TABLE)
-P, G, CAPACITY = 24, 20, 64
+N, P, G, CAPACITY = 11, 24, 20, 64
+STOP = 4
+# One decoder, few shapes: compiled code is shared.
+DECODER = jax_sa.PackedDecoder(packed_model.model, stop_tokens=(STOP,), budget=40)
+WIDTHS = DECODER.widths(3)
+FORCED = jnp.ones(len(WIDTHS), jnp.float32)  # costs at which every draft is worth verifying
+PROMPTS, LENGTHS = packed_model.make_prompts(N, P)
+ALL = jnp.full(N, G, jnp.int32)
+LIMITS = jnp.asarray([G, 1, 5, 0, G, G, 7, G, 3, G, G], jnp.int32)
 
 
-def make_prompts(count, seed=0, longest=P):
-    random = np.random.default_rng(seed)
-    lengths = random.integers(1, longest + 1, count)
-    prompts = np.full((count, P), 3, np.int32)
-    for row, length in enumerate(lengths):
-        prompts[row, :length] = random.integers(0, VOCABULARY, length)
-    return jnp.asarray(prompts), jnp.asarray(lengths, jnp.int32)
+def make_cache(kind, rows):
+    """Rows, pages for all rows, or pages for little more than the longest request."""
+    if kind == "rows":
+        return packed_model.row_cache(rows, CAPACITY)
+    return packed_model.paged_cache(rows, {"pages": rows * 12, "few-pages": 14}[kind], 4, 12)
 
 
-def expected(prompts, lengths, limits, stop_tokens=()):
-    return [
-        packed_model.greedy(prompts[i, : int(lengths[i])], int(limits[i]), stop_tokens)
-        for i in range(len(lengths))
-    ]
+def decode(decoder=DECODER, **changed):
+    arguments = {
+        "prompts": PROMPTS,
+        "prompt_lengths": LENGTHS,
+        "cache": make_cache("few-pages", 3),
+        "rows": 3,
+        "max_new_tokens": G,
+        "state": jax_sa.init(3, CAPACITY),
+    } | changed
+    return decoder.generate(PARAMS, **arguments)
 
 
-def answers(done):
-    return [done.tokens[i, : int(n)].tolist() for i, n in enumerate(done.lengths)]
-
-
-def caches(rows):
-    return {
-        "rows": packed_model.row_cache(rows, CAPACITY),
-        "pages": packed_model.paged_cache(rows, rows * 12, 4, 12),
-        "few-pages": packed_model.paged_cache(rows, 14, 4, 12),
-    }
-
-
-@pytest.mark.parametrize("cache", ["rows", "pages", "few-pages"])
-@pytest.mark.parametrize("rows", [1, 3, 8])
-@pytest.mark.parametrize("drafts", [True, False])
-def test_answers_are_those_of_plain_decoding(rows, cache, drafts):
-    prompts, lengths = make_prompts(11)
-    limits = jnp.asarray([G, 1, 5, 0, G, G, 7, G, 3, G, G], jnp.int32)
-    decoder = jax_sa.PackedDecoder(packed_model.model, stop_tokens=(4,), budget=40)
-    done = decoder.generate(
-        PARAMS,
-        prompts,
-        lengths,
-        caches(rows)[cache],
-        rows=rows,
-        max_new_tokens=G,
-        state=jax_sa.init(rows, CAPACITY) if drafts else None,
-        limits=limits,
-    )
+def assert_plain(done, limits=ALL, prompts=PROMPTS, lengths=LENGTHS, stop_tokens=(STOP,)):
+    """The answers of plain decoding, everything told rightly, and no page lost."""
+    assert answers(done) == all_greedy(prompts, lengths, limits, stop_tokens)
     assert done.finished.all()
-    assert answers(done) == expected(prompts, lengths, limits, (4,))
     assert (done.lengths == done.steps + done.accepted).all()
-    if not drafts:
-        assert not done.drafted.any()
+    assert (done.accepted <= done.drafted).all()
+    assert not done.tokens[jnp.arange(G)[None] >= done.lengths[:, None]].any()
     table = getattr(done.cache, "block_table", None)
     if table is not None:
-        assert int(table.num_unclaimed) == table.unclaimed.shape[0] - 1
+        free = table.unclaimed[: int(table.num_unclaimed)]
+        assert sorted(free.tolist()) == list(range(1, table.unclaimed.size))
 
 
-def decode(decoder=None, rows=3, count=7, **options):
-    prompts, lengths = make_prompts(count)
-    arguments = {
-        "cache": caches(rows)["pages"],
-        "rows": rows,
-        "max_new_tokens": G,
-        "state": jax_sa.init(rows, CAPACITY),
-    } | options
-    decoder = decoder or jax_sa.PackedDecoder(packed_model.model, budget=40)
-    return decoder.generate(PARAMS, prompts, lengths, **arguments), (prompts, lengths)
+@pytest.mark.parametrize(
+    ("rows", "cache", "drafts"),
+    [
+        (1, "few-pages", True),
+        (3, "rows", True),
+        (3, "pages", True),
+        (3, "few-pages", True),
+        (8, "pages", True),
+        (3, "rows", False),
+        (8, "few-pages", False),
+    ],
+)
+def test_answers_are_those_of_plain_decoding(rows, cache, drafts):
+    state = jax_sa.init(rows, CAPACITY) if drafts else None
+    done = decode(rows=rows, cache=make_cache(cache, rows), state=state, limits=LIMITS)
+    assert_plain(done, LIMITS)
+    assert bool(done.drafted.any()) == drafts
+
+
+def test_fewer_prompts_than_rows():
+    limits = jnp.where(jnp.arange(N) < 2, G, 0)
+    arguments = {"cache": make_cache("pages", 8), "state": jax_sa.init(8, CAPACITY)}
+    assert_plain(decode(rows=8, limits=limits, **arguments), limits)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_drafts_that_are_all_verified(seed):
+    """Costs at which every draft is worth it: some end at a limit, some in a stop token."""
+    prompts, lengths = packed_model.make_prompts(N, P, seed)
+    limits = jnp.asarray(np.random.default_rng(seed).integers(1, G + 1, N), jnp.int32)
+    done = decode(prompts=prompts, prompt_lengths=lengths, limits=limits, costs=FORCED)
+    assert_plain(done, limits, prompts, lengths)
+    assert done.accepted.any()
+
+
+def test_a_stop_token_as_the_first_new_token():
+    prompts, lengths = packed_model.make_prompts(400, P, seed=1)
+    first = all_greedy(prompts, lengths, jnp.ones(400, jnp.int32))
+    chosen = np.flatnonzero(np.asarray(first)[:, 0] == STOP)[:N]
+    prompts, lengths = prompts[chosen], lengths[chosen]
+    done = decode(prompts=prompts, prompt_lengths=lengths)
+    assert_plain(done, ALL, prompts, lengths)
+    assert done.tokens[:, 0].tolist() == [STOP] * N and done.lengths.tolist() == [1] * N
+
+
+def test_no_limit_above_zero_calls_no_model():
+    done = decode(limits=jnp.zeros(N, jnp.int32))
+    assert_plain(done, 0 * ALL)
+    assert done.calls == 0
+
+
+def test_numpys_arrays_are_jaxs():
+    done = decode(
+        prompts=np.asarray(PROMPTS),
+        prompt_lengths=np.asarray(LENGTHS),
+        limits=np.asarray(LIMITS),
+        costs=np.asarray(FORCED),
+    )
+    assert_plain(done, LIMITS)
 
 
 def test_logits_of_the_places_that_are_read():
-    lazy = jax_sa.PackedDecoder(packed_model.lazy_model, budget=40)
-    done, _ = decode(lazy)
-    other, _ = decode()
-    assert answers(done) == answers(other)
+    assert_plain(decode(dataclasses.replace(DECODER, model=packed_model.lazy_model)))
 
 
-@pytest.mark.parametrize("width", range(7))
-def test_every_width_gives_the_same_answers(width):
-    decoder = jax_sa.PackedDecoder(packed_model.model, budget=60)
-    widths = decoder.widths(3)
-    assert widths == (3, 4, 6, 9, 15, 27, 51)
-    costs = jnp.where(jnp.arange(len(widths)) == width, 1.0, jnp.inf).astype(jnp.float32)
-    done, (prompts, lengths) = decode(decoder, costs=costs)
-    assert answers(done) == expected(prompts, lengths, [G] * 7)
+def test_widths():
+    assert WIDTHS == (3, 4, 6, 9, 15, 27, 40)
+    assert DECODER.widths(3, drafts=False) == (3,)
+    assert dataclasses.replace(DECODER, budget=1024).widths(3)[-1] == 3 * 17
+    assert dataclasses.replace(DECODER, budget=3).widths(3) == (3,)
 
 
-def test_the_least_budget_reads_prompts_and_drafts_nothing_beside_them():
-    done, (prompts, lengths) = decode(jax_sa.PackedDecoder(packed_model.model, budget=3))
-    assert answers(done) == expected(prompts, lengths, [G] * 7)
+@pytest.mark.parametrize("index", range(len(WIDTHS)))
+def test_costs_choose_the_width_and_never_the_answers(index):
+    costs = jnp.where(jnp.arange(len(WIDTHS)) == index, 1.0, jnp.inf).astype(jnp.float32)
+    done = decode(costs=costs)
+    assert_plain(done)
+    if index == 0:  # the drafts are those beside prompts
+        assert (done.drafted < decode(costs=FORCED).drafted).any()
+
+
+@pytest.mark.parametrize("cost", [0.0, -1.0, np.nan, np.inf])
+def test_costs_that_are_none_are_not_used(cost):
+    """The calls are those of the other widths, and of the least width where there are none."""
+    costs = jnp.where(jnp.arange(len(WIDTHS)) == 2, 1.0, cost).astype(jnp.float32)
+    done = decode(costs=costs)
+    assert_plain(done)
+    only = jnp.where(jnp.arange(len(WIDTHS)) == 2, 1.0, jnp.inf).astype(jnp.float32)
+    assert done.calls == decode(costs=only).calls
+    nothing = decode(costs=jnp.full(len(WIDTHS), cost, jnp.float32))
+    assert_plain(nothing)
+    least = jnp.where(jnp.arange(len(WIDTHS)) == 0, 1.0, jnp.inf).astype(jnp.float32)
+    assert nothing.calls == decode(costs=least).calls
+
+
+def test_the_least_budget_reads_long_prompts():
+    """Nothing is drafted there but in the places of idle rows."""
+    done = decode(dataclasses.replace(DECODER, budget=3), costs=jnp.ones(1, jnp.float32))
+    assert_plain(done)
 
 
 def test_drafts_save_calls():
-    prompts = jnp.tile(jnp.asarray([[1, 2, 3, 4, 5, 6]], jnp.int32), (4, 4))
-    lengths = jnp.full(4, 24, jnp.int32)
-    repeat = jnp.asarray([[(b + 1) % VOCABULARY for b in range(VOCABULARY)]] * VOCABULARY)
+    """A text that counts up and begins again; nothing but a limit ends it."""
+    repeat = (PARAMS * 0 + jnp.arange(1, VOCABULARY + 1, dtype=jnp.int32)[None]) % VOCABULARY
 
     def model(params, tokens, rows, positions, cache):
-        return jax.nn.one_hot(params[0, tokens], VOCABULARY), cache
+        return jax.nn.one_hot(repeat[0, tokens], VOCABULARY), cache
 
-    calls = {}
-    for name, state in {"none": None, "automaton": jax_sa.init(2, CAPACITY)}.items():
-        done = jax_sa.PackedDecoder(model, budget=64).generate(
-            repeat.astype(jnp.int32),
-            prompts,
-            lengths,
-            packed_model.row_cache(2, CAPACITY),
-            rows=2,
-            max_new_tokens=G,
-            state=state,
-            costs=None if state is None else jnp.ones(7, jnp.float32),
-        )
-        calls[name] = int(done.calls)
-    assert calls["automaton"] < calls["none"] / 2
+    prompts = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32) % VOCABULARY, (4, P))
+    decoder = jax_sa.PackedDecoder(model, budget=64)
+    arguments = {"prompts": prompts, "prompt_lengths": jnp.full(4, P, jnp.int32)}
+    plain = decode(decoder, **arguments, state=None)
+    drafted = decode(decoder, **arguments, costs=jnp.ones(7, jnp.float32))
+    assert answers(plain) == answers(drafted)
+    assert drafted.calls < plain.calls / 2
 
 
-def test_step_by_step():
-    """The caller says which request a row begins; what streams out is the answer."""
-    prompts, lengths = make_prompts(6)
-    decoder = jax_sa.PackedDecoder(packed_model.model, stop_tokens=(4,), budget=16)
-    rows = decoder.init(
-        packed_model.paged_cache(2, 12, 4, 12),
-        rows=2,
-        max_prompt=P,
-        state=jax_sa.init(2, CAPACITY),
-    )
-    waiting, running, texts = list(range(6))[::-1], [None, None], [[] for _ in range(6)]
-    while waiting or any(request is not None for request in running):
-        for row in range(2):
-            if running[row] is None and waiting:
-                request = waiting[0]
-                mine = (jnp.arange(2) == row).astype(jnp.int32)
-                rows, began = decoder.admit(
-                    rows,
-                    jnp.tile(prompts[request], (2, 1)),
-                    mine * lengths[request],
-                    jnp.full(2, G, jnp.int32),
-                )
-                if began[row]:
-                    running[row] = waiting.pop(0)
-        rows, step = decoder.step(PARAMS, rows)
-        for row, request in enumerate(running):
-            if request is not None:
-                texts[request] += step.tokens[row, : int(step.length[row])].tolist()
-                if step.finished[row]:
-                    running[row] = None
-    assert texts == expected(prompts, lengths, [G] * 6, (4,))
+def test_a_full_slot_goes_on_without_drafts():
+    done = decode(state=jax_sa.init(3, 16))
+    assert_plain(done)
+    assert done.drafted.any()
+
+
+def few_free_pages(count):
+    """The cache with few pages, of which so many are free; another holds the others."""
+    cache = make_cache("few-pages", 3)
+    table = dataclasses.replace(cache.block_table, num_unclaimed=jnp.asarray(count, jnp.int32))
+    return dataclasses.replace(cache, block_table=table)
 
 
 def test_a_row_waits_for_pages():
-    """Two rows, but pages for one request at a time: nothing fails and nothing is lost."""
-    cache = packed_model.paged_cache(2, 11, 4, 11)
-    done, (prompts, lengths) = decode(rows=2, cache=cache)
-    assert done.finished.all()
-    assert answers(done) == expected(prompts, lengths, [G] * 7)
+    """Three rows, but pages for one request at a time, each of which takes them all."""
+    prompts = packed_model.make_prompts(N, P)[0]
+    lengths = jnp.full(N, P, jnp.int32)
+    done = decode(prompts=prompts, prompt_lengths=lengths, cache=few_free_pages((P + G) // 4))
+    assert done.finished.all() and (P + G) % 4 == 0
+    assert answers(done) == all_greedy(prompts, lengths, ALL, (STOP,))
+    assert done.cache.block_table.num_unclaimed == (P + G) // 4
 
 
 def test_pages_that_others_hold_end_the_loop():
-    cache = packed_model.paged_cache(2, 11, 4, 11)
-    table = dataclasses.replace(cache.block_table, num_unclaimed=jnp.asarray(1, jnp.int32))
-    done, _ = decode(rows=2, cache=dataclasses.replace(cache, block_table=table))
-    assert not done.finished.any() and not done.lengths.any()
-
-
-def test_under_jit_requests_that_cannot_be_answered_are_told_in_the_result():
-    prompts, _ = make_prompts(4)
-    lengths = jnp.asarray([5, 0, P + 1, 3], jnp.int32)
-    decoder = jax_sa.PackedDecoder(packed_model.model, budget=16)
-    run = jax.jit(functools.partial(decoder.generate, rows=2, max_new_tokens=G))
-    done = run(PARAMS, prompts, lengths, packed_model.row_cache(2, CAPACITY))
-    assert done.finished.tolist() == [True, False, False, True]
-    assert done.lengths.tolist() == [G, 0, 0, G]
+    done = decode(cache=few_free_pages(1))
+    assert answers(done) == [[]] * N
+    assert not done.finished.any() and done.calls == 1
 
 
 def test_buffers_serve_the_next_call():
-    decoder = jax_sa.PackedDecoder(packed_model.model, budget=40)
-    done, _ = decode(decoder)
-    first = answers(done)
-    again, _ = decode(decoder, cache=done.cache, state=done.state)
-    assert answers(again) == first
+    done = decode()
+    again = decode(cache=done.cache, state=done.state)
+    assert_plain(again)
+    assert answers(again) == answers(done)
+
+
+def test_what_is_not_donated_stays():
+    sampling = jax_sa.Sampling(jax.random.key(0), temperature=jnp.zeros(N, jnp.float32))
+    decode(dataclasses.replace(DECODER, budget=3), sampling=sampling)
+    assert not any(x.is_deleted() for x in (PROMPTS, LENGTHS, sampling.key, sampling.temperature))
+
+
+def sampled_probabilities(logits, temperature, top_k, top_p):
+    """float64[V, V] the next token's distribution after each token, one number at a time."""
+    rows = []
+    for row in np.asarray(logits, np.float64):
+        if temperature == 0:
+            rows.append(np.eye(row.size)[row.argmax()])
+            continue
+        order = np.argsort(-row)[:top_k]
+        p = np.zeros(row.size)
+        p[order] = np.exp(row[order] / temperature)
+        p /= p.sum()
+        keep = int(np.sum(np.cumsum(p[order]) - p[order] < top_p))
+        p[order[keep:]] = 0
+        rows.append(p / p.sum())
+    return np.stack(rows)
+
+
+def test_sampled_answers_have_the_models_distribution():
+    """Frequencies of whole texts of 3 tokens, with drafts that are often wrong, and a sampling of
+    its own for each prompt."""
+    kinds = [(0.7, 3, 1.0), (1.5, 2, 1.0), (1.1, 3, 0.8), (0.0, 3, 1.0)]
+    count, rows, vocabulary = 24_000, 400, 3
+    logits = jnp.asarray([[0.3, 1.0, 0.0], [1.2, -0.5, 0.4], [0.1, 0.6, 0.5]])
+
+    def chain(params, tokens, rows, positions, cache):
+        return params[tokens], cache
+
+    kind = np.arange(count) % len(kinds)
+    columns = list(zip(*kinds, strict=True))
+    dtypes = (jnp.float32, jnp.int32, jnp.float32)
+    options = [jnp.asarray(c, t)[kind] for c, t in zip(columns, dtypes, strict=True)]
+    decoder = jax_sa.PackedDecoder(chain, max_draft=4, budget=4 * rows)
+    done = decoder.generate(
+        logits,
+        jnp.tile(jnp.asarray([[0, 1, 2, 0, 1, 0]], jnp.int32), (count, 1)),
+        jnp.full(count, 6, jnp.int32),
+        packed_model.row_cache(1, 1),
+        rows=rows,
+        max_new_tokens=3,
+        state=jax_sa.init(rows, 9),
+        sampling=jax_sa.Sampling(jax.random.key(1), *options),
+        costs=jnp.ones(len(decoder.widths(rows)), jnp.float32),
+    )
+    accepted, drafted = int(done.accepted.sum()), int(done.drafted.sum())
+    assert count // 5 < accepted < drafted - count // 5
+    for k, (temperature, top_k, top_p) in enumerate(kinds):
+        p = sampled_probabilities(logits, temperature, top_k, top_p)
+        counts = np.zeros((vocabulary,) * 3)
+        np.add.at(counts, tuple(np.asarray(done.tokens)[kind == k].T), 1)
+        expected = counts.sum() * p[0][:, None, None] * p[:, :, None] * p[None]
+        assert not counts[expected == 0].any()
+        possible = expected > 0
+        chi_square = np.sum((counts - expected)[possible] ** 2 / expected[possible])
+        # Once in 2000, by Wilson and Hilferty's approximation.
+        freedom = max(possible.sum() - 1, 1)
+        assert (
+            chi_square < freedom * (1 - 2 / (9 * freedom) + 3.3 * np.sqrt(2 / (9 * freedom))) ** 3
+        )
+
+
+def calibrate(decoder=DECODER, cache="few-pages", **changed):
+    arguments = {"prompts": PROMPTS, "prompt_lengths": LENGTHS, "max_new_tokens": G} | changed
+    state = jax_sa.init(3, CAPACITY)
+    return decoder.calibrate(PARAMS, cache=make_cache(cache, 3), rows=3, state=state, **arguments)
 
 
 def test_calibration_measures_every_width():
-    prompts, lengths = make_prompts(5)
-    decoder = jax_sa.PackedDecoder(packed_model.model, budget=60)
     seen = []
-    measured = decoder.calibrate(
-        PARAMS,
-        prompts,
-        lengths,
-        packed_model.paged_cache(3, 36, 4, 12),
-        rows=3,
-        max_new_tokens=G,
-        state=jax_sa.init(3, CAPACITY),
-        on_progress=lambda done, total: seen.append((done, total)),
-    )
+    measured = calibrate(on_progress=lambda done, total: seen.append((done, total)))
     assert measured.costs.shape == (7,) and (measured.costs > 0).all()
     assert seen == [(i, 7) for i in range(1, 8)]
-    done, (prompts, lengths) = decode(
-        decoder, count=5, cache=measured.cache, state=measured.state, costs=measured.costs
-    )
-    assert answers(done) == expected(prompts, lengths, [G] * 5)
+    done = decode(cache=measured.cache, state=measured.state, costs=measured.costs)
+    assert_plain(done)
+
+
+def test_calibration_with_answers_that_end_at_once_is_an_error():
+    def model(params, tokens, rows, positions, cache):
+        return jax.nn.one_hot(0 * tokens + STOP, VOCABULARY), cache
+
+    with pytest.raises(ValueError, match="prompts: expected answers of several steps"):
+        calibrate(dataclasses.replace(DECODER, model=model, max_draft=1, budget=3))
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"max_new_tokens": 7}, ValueError, r"max_new_tokens: expected an int in \[8, "),
+        ({"prompts": PROMPTS[:0]}, ValueError, r"prompts: expected a prompt and .*\[0, 24\]"),
+        ({"prompt_lengths": 0 * LENGTHS}, ValueError, "prompt_lengths: expected 1 to 24 tokens"),
+        ({"max_new_tokens": 99}, ValueError, "fit the 48 tokens of a row's pages, got 21 . 99 in"),
+    ],
+)
+def test_calibration_errors(changed, error, message):
+    with pytest.raises(error, match=message):
+        calibrate(**changed)
+
+
+def sampling(**options):
+    return jax_sa.Sampling(jax.random.key(0), **options)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"prompts": PROMPTS[:0]}, ValueError, r"prompts: expected a prompt and .*got \[0, 24\]"),
+        ({"prompts": PROMPTS[:, :0]}, ValueError, r"prompts: expected .* token .*got \[11, 0\]"),
+        ({"prompts": PROMPTS.tolist()}, TypeError, r"prompts: expected int32\[N, P\], got list"),
+        ({"prompts": np.ones((N, P))}, TypeError, r"prompts: expected int32\[N, P\], got float64"),
+        ({"prompts": PROMPTS[0]}, ValueError, r"prompts: expected int32\[N, P\], got int32\[24\]"),
+        ({"prompt_lengths": LENGTHS[:3]}, ValueError, r"prompt_lengths: expected int32\[11,\]"),
+        ({"prompt_lengths": LENGTHS.tolist()}, TypeError, "prompt_lengths: expected .*got list"),
+        ({"prompt_lengths": LENGTHS.at[2].set(0)}, ValueError, "1 to 24 tokens, got 0 in prompt 2"),
+        ({"prompt_lengths": LENGTHS.at[4].set(25)}, ValueError, "got 25 in prompt 4"),
+        ({"max_new_tokens": 48}, ValueError, "fit the 48 tokens of a row's pages, got 21 . 48 in"),
+        ({"max_new_tokens": 0}, ValueError, "max_new_tokens: expected an int"),
+        ({"max_new_tokens": "9"}, TypeError, "max_new_tokens: expected an int"),
+        ({"limits": LIMITS[:3]}, ValueError, r"limits: expected int32\[11,\]"),
+        ({"limits": LIMITS.tolist()}, TypeError, "limits: expected .*got list"),
+        ({"rows": 0}, ValueError, "rows: expected an int"),
+        ({"rows": 2.0}, TypeError, "rows: expected an int"),
+        ({"rows": 41}, ValueError, "budget: expected at least 41, one for each row, got 40"),
+        ({"rows": 4}, ValueError, "state: expected 4 slots, got 3"),
+        ({"rows": 4, "state": None}, ValueError, "cache.block_table: expected 5 slots, got 4"),
+        ({"state": {}}, TypeError, "state: expected a jax_sa.State"),
+        ({"costs": FORCED[:3]}, ValueError, r"costs: expected float32\[7,\], got float32\[3\]"),
+        ({"costs": [1.0]}, TypeError, r"costs: expected float32\[7,\], got list"),
+        ({"sampling": 0.7}, TypeError, "sampling: expected a jax_sa.Sampling"),
+        (
+            {"sampling": sampling(temperature=jnp.ones(3, jnp.float32))},
+            ValueError,
+            r"temperature: expected float32\[11,\], got float32\[3\]",
+        ),
+    ],
+)
+def test_errors(changed, error, message):
+    with pytest.raises(error, match=message):
+        decode(**changed)
+
+
+def test_a_block_table_of_another_type_is_an_error():
+    cache = dataclasses.replace(make_cache("few-pages", 3), block_table=jnp.zeros(3))
+    with pytest.raises(TypeError, match="cache.block_table: expected a jax_sa.cache_schema.Block"):
+        decode(cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"model": None}, TypeError, "model: expected a function, got NoneType"),
+        ({"stop_tokens": [2]}, TypeError, r"stop_tokens: expected a tuple of ints, got \[2\]"),
+        ({"stop_tokens": ("a",)}, TypeError, "stop_tokens: expected an int .*got 'a'"),
+        ({"budget": 0}, ValueError, "budget: expected an int"),
+        ({"max_draft": 0}, ValueError, "max_draft: expected an int"),
+    ],
+)
+def test_errors_of_options(options, error, message):
+    with pytest.raises(error, match=message):
+        dataclasses.replace(DECODER, **options)

@@ -7,6 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import toy_model
 from toy_model import GARBAGE, MODULUS, SURPRISE, VOCABULARY
 
@@ -73,3 +74,23 @@ def lazy_model(params, tokens, rows, positions, cache):
 
 
 greedy = toy_model.greedy
+
+
+def make_prompts(count, longest, seed=0):
+    """int32[count, longest] random prompts and their lengths; tokens beyond them are 3."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(1, longest + 1, count)
+    prompts = random.integers(0, VOCABULARY, (count, longest))
+    prompts = np.where(np.arange(longest)[None] < lengths[:, None], prompts, 3)
+    return jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32)
+
+
+def all_greedy(prompts, lengths, limits, stop_tokens=()):
+    """The answers of plain greedy decoding."""
+    requests = zip(prompts.tolist(), lengths.tolist(), limits.tolist(), strict=True)
+    return [greedy(prompt[:length], limit, stop_tokens) for prompt, length, limit in requests]
+
+
+def answers(done):
+    """The answers as lists."""
+    return [row[:n] for row, n in zip(done.tokens.tolist(), done.lengths.tolist(), strict=True)]

@@ -1,0 +1,45 @@
+"""The measurement of steps ends, whatever the work is like."""
+
+import jax.numpy as jnp
+import pytest
+
+from jax_sa import calibration
+
+
+class Work:
+    """Steps that each width can do before its work ends, and a clock that they advance."""
+
+    def __init__(self, monkeypatch, lengths, seconds):
+        self.lengths, self.seconds, self.now, self.restarts = lengths, seconds, 0.0, 0
+        monkeypatch.setattr(calibration.time, "perf_counter", lambda: self.now)
+
+    def restart(self, left):
+        self.restarts += 1
+        return max(self.lengths)
+
+    def advance(self, left, costs, steps):
+        width = int(jnp.argmin(costs))
+        left = min(left, self.lengths[width])
+        done = min(steps, left)
+        self.now += done * self.seconds[width]
+        return left - done, done
+
+    def measure(self, on_progress=lambda done, total: None):
+        return calibration.measure_costs(
+            self.restart, self.advance, len(self.lengths), on_progress
+        )[0]
+
+
+@pytest.mark.parametrize("lengths", [[1, 1], [7, 1], [100, 100], [3, 64]], ids=str)
+@pytest.mark.parametrize("seconds", [[1.0, 2.0], [1e-5, 1e-3]], ids=str)
+def test_seconds_of_a_step(monkeypatch, lengths, seconds):
+    work, seen = Work(monkeypatch, lengths, seconds), []
+    costs = work.measure(lambda *done: seen.append(done))
+    assert costs.tolist() == pytest.approx(seconds, rel=1e-4)
+    assert seen == [(1, 2), (2, 2)]
+    assert work.restarts < 40
+
+
+def test_work_without_a_step_is_an_error(monkeypatch):
+    with pytest.raises(ValueError, match="prompts: expected answers of several steps"):
+        Work(monkeypatch, [5, 0], [1.0, 1.0]).measure()
