@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_sa import budget
+from jax_sa._branches import run_branch
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
 from jax_sa._options import DraftOptions, normalise
 from jax_sa._shard_map import vary, varying_axes
@@ -366,14 +367,11 @@ class Decoder(DraftOptions):
             sampling = dataclasses.replace(sampling, key=next_key)
         index, draft = self._choose(generation, self._costs(costs, generation))
         # The automata stay out of the branches: jax before 0.11.2 copies what a branch updates.
-        emitted, stopped, neural, cache = jax.lax.switch(
-            index,
-            [
-                functools.partial(self._verify, width, params, generation, draft, key)
-                for width in self.widths(drafts=generation.state is not None)
-            ],
-            generation.cache,
-        )
+        branches = [
+            functools.partial(self._verify, width, params, generation, draft, key)
+            for width in self.widths(drafts=generation.state is not None)
+        ]
+        (emitted, stopped, neural), cache = run_branch(index, branches, generation.cache)
         state, automaton = generation.state, None
         if state is not None:
             state, automaton = extend_lookup(
@@ -430,7 +428,7 @@ class Decoder(DraftOptions):
         if self.drafter is not None:
             neural, cache = self.drafter.draft(params, emitted, cache)
         padded = jnp.pad(emitted.tokens, padding, constant_values=DRAFT_FILL)
-        return Accepted(padded, emitted.length), stopped, neural, cache
+        return (Accepted(padded, emitted.length), stopped, neural), cache
 
     def widths(self, *, drafts: bool = True) -> tuple[int, ...]:
         """The drafted tokens of a row for which a step is compiled, ascending.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sa import budget
+from jax_sa._branches import run_branch
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
 from jax_sa._options import DraftOptions, normalise
 from jax_sa.automaton import Draft, extend_lookup
@@ -411,7 +412,7 @@ class PackedDecoder(DraftOptions):
         branches = [
             functools.partial(self._verify, block, params, rows, plan, key) for block in blocks
         ]
-        accepted, cache = jax.lax.switch(plan.block, branches, rows.cache)
+        accepted, cache = run_branch(plan.block, branches, rows.cache)
         accepted, stopped = cut_at_stop(accepted, plan.emits, self.stop_tokens)
 
         active = ~rows.idle

@@ -1,0 +1,43 @@
+"""One of several branches, chosen by the device."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Branch = Callable[[Any], tuple[Any, Any]]
+"""`branch(operand) -> (result, operand)`, with the operand updated in place."""
+
+
+def run_branch(index: jax.Array, branches: Sequence[Branch], operand: Any) -> tuple[Any, Any]:
+    """The result of `branches[index](operand)`, int32[] `index`, and the operand as it left it.
+
+    It is `jax.lax.switch`, but on a CPU a row of loops of one round or none: XLA's CPU backend
+    spreads the work of a loop's body over threads, but not that of a conditional's branch.
+    """
+    if len(branches) == 1:
+        return branches[0](operand)
+    return jax.lax.platform_dependent(
+        index,
+        operand,
+        cpu=functools.partial(_run_loops, branches),
+        default=lambda index, operand: jax.lax.switch(index, branches, operand),
+    )
+
+
+def _run_loops(branches: Sequence[Branch], index: jax.Array, operand: Any) -> tuple[Any, Any]:
+    shapes, _ = jax.eval_shape(branches[0], operand)
+    # Made from the index, so that inside shard_map they vary over mesh axes as it does.
+    result = jax.tree.map(lambda x: jnp.zeros_like(index, x.dtype, x.shape), shapes)
+    for number, branch in enumerate(branches):
+        result, operand = _run_if(index == number, branch, result, operand)
+    return result, operand
+
+
+def _run_if(chosen: jax.Array, branch: Branch, result: Any, operand: Any) -> tuple[Any, Any]:
+    def body(carry: tuple[jax.Array, Any, Any]) -> tuple[jax.Array, Any, Any]:
+        return jnp.zeros_like(carry[0]), *branch(carry[2])
+
+    return jax.lax.while_loop(lambda carry: carry[0], body, (chosen, result, operand))[1:]
