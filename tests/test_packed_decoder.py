@@ -170,7 +170,7 @@ def test_drafts_save_calls():
     plain = decode(decoder, **arguments, state=None)
     drafted = decode(decoder, **arguments, costs=jnp.ones(7, jnp.float32))
     assert answers(plain) == answers(drafted)
-    assert drafted.calls < plain.calls / 2
+    assert 2 * int(drafted.calls) < int(plain.calls)
 
 
 def test_a_full_slot_goes_on_without_drafts():
