@@ -1,5 +1,6 @@
 """The step-wise form of a packed decoder: the caller says which request a row begins or ends."""
 
+import dataclasses
 import inspect
 import re
 import textwrap
@@ -120,6 +121,14 @@ def test_release(steps):
     engine.finish()
     assert engine.texts[first] == EXPECTED[first][: len(engine.texts[first])] != EXPECTED[first]
     assert engine.texts[second] == EXPECTED[second] and engine.texts[third] == EXPECTED[third]
+
+
+def test_a_released_row_drafts_nothing():
+    rows = init()
+    three = jnp.full(B, 3, jnp.int32)
+    rows = dataclasses.replace(rows, draft=dataclasses.replace(rows.draft, length=three))
+    rows = DECODER.release(rows, jnp.asarray([False, True]))
+    assert rows.draft.length.tolist() == [3, 0]
 
 
 def test_released_pages_are_freed_at_the_next_admission():
