@@ -187,6 +187,7 @@ ONES = jnp.ones(B, jnp.int32)
         ((PROMPTS[:B], ONES[:1], ONES), ValueError, r"prompt_lengths: expected int32\[2,\]"),
         ((PROMPTS[:B], ONES, [1, 1]), TypeError, r"limits: expected int32\[2,\], got list"),
         ((PROMPTS[:B], ONES * 25, ONES), ValueError, "1 to 24 tokens, got 25 in prompt 0"),
+        ((PROMPTS[:B], ONES, 0 * ONES), ValueError, "limits: expected at least 1 new token, got 0"),
         ((PROMPTS[:B], ONES * 9, ONES * 40), ValueError, "fit the 48 tokens of .* got 9 . 40 in"),
     ],
 )
