@@ -100,8 +100,8 @@ class PackedDecoder(DraftOptions):
             rows, step = decoder.step(params, rows)
             emit(step.tokens, step.length, step.finished)
 
-    Whatever is returned updated is donated. Compiled code is cached per decoder, and shared
-    by decoders that hold the same functions and equal options.
+    Whatever is returned updated is donated. Compiled code is cached per decoder, and shared by
+    decoders that hold the same functions and equal options.
 
     Inside `jax.shard_map`, each shard decodes prompts of its own through rows of its own. Shards
     stop at different steps, so the model must not communicate over the axes that these are sharded
@@ -342,7 +342,7 @@ class PackedDecoder(DraftOptions):
           rows: of B rows, donated.
           prompts: int32[B, P] a prompt for each row that is to begin one.
           prompt_lengths: int32[B] in 1..P; 0 for a row that is left alone.
-          limits: int32[B] new tokens of each row at most, in 1..G.
+          limits: int32[B] new tokens of each row at most; at least 1 in a row that is to begin.
 
         Returns:
           The rows, and bool[B] which of them began. A row that is not idle does not, nor does one
@@ -358,7 +358,7 @@ class PackedDecoder(DraftOptions):
         check_array("prompt_lengths", prompt_lengths, jnp.int32, (count,))
         check_array("limits", limits, jnp.int32, (count,))
         capacity = row_capacity(rows.cache)
-        _check_requests(capacity, width, prompt_lengths, limits, skip_empty=True)
+        _check_requests(capacity, width, prompt_lengths, limits, of_rows=True)
         return _admit(rows, prompts, prompt_lengths, limits)
 
     def release(self, rows: Rows, mask: jax.Array) -> Rows:
@@ -550,19 +550,26 @@ def _check_buffers(cache: Any, state: Any, rows: int) -> None:
 
 
 def _check_requests(
-    capacity: int, max_prompt: int, prompt_lengths: Any, limits: Any, *, skip_empty: bool = False
+    capacity: int, max_prompt: int, prompt_lengths: Any, limits: Any, *, of_rows: bool = False
 ) -> None:
-    """Raises ValueError for the first request that can never be answered, if values are known."""
+    """Raises ValueError for the first request that can never be answered, if values are known.
+
+    Of rows, those without a prompt are left alone, and the others must have something to write.
+    """
     if any(isinstance(values, jax.core.Tracer) for values in (prompt_lengths, limits)):
         return
     lengths, limits = np.asarray(prompt_lengths), np.asarray(limits)
     bad = ~np.asarray(can_fit(capacity, lengths, limits, max_prompt))
-    if skip_empty:
-        bad &= lengths != 0
+    if of_rows:
+        bad = (bad | (limits < 1)) & (lengths != 0)
     for i in np.flatnonzero(bad):
         if not 1 <= lengths[i] <= max_prompt:
             raise ValueError(
                 f"prompt_lengths: expected 1 to {max_prompt} tokens, got {lengths[i]} in prompt {i}"
+            )
+        if of_rows and limits[i] < 1:
+            raise ValueError(
+                f"limits: expected at least 1 new token, got {limits[i]} in prompt {i}"
             )
         raise ValueError(
             f"prompt_lengths: expected a prompt and new tokens that fit the {capacity} tokens of a "

@@ -1,5 +1,6 @@
 """The step-wise form of a packed decoder: the caller says which request a row begins or ends."""
 
+import dataclasses
 import inspect
 import re
 import textwrap
@@ -116,11 +117,18 @@ def test_release(steps):
     engine.rows = DECODER.release(engine.rows, jnp.asarray([True, False]))
     assert engine.rows.idle.tolist() == [True, False]
     engine.running[0] = None
-    engine.step()
     assert engine.begin(0, second)
     engine.finish()
     assert engine.texts[first] == EXPECTED[first][: len(engine.texts[first])] != EXPECTED[first]
     assert engine.texts[second] == EXPECTED[second] and engine.texts[third] == EXPECTED[third]
+
+
+def test_a_released_row_drafts_nothing():
+    rows = init()
+    three = jnp.full(B, 3, jnp.int32)
+    rows = dataclasses.replace(rows, draft=dataclasses.replace(rows.draft, length=three))
+    rows = DECODER.release(rows, jnp.asarray([False, True]))
+    assert rows.draft.length.tolist() == [3, 0]
 
 
 def test_released_pages_are_freed_at_the_next_admission():
@@ -135,8 +143,8 @@ def test_released_pages_are_freed_at_the_next_admission():
 
 def test_the_example_of_the_docstring():
     """It answers every request, with a caller that is as simple as can be."""
-    code = inspect.getdoc(jax_sa.PackedDecoder)
-    (code,) = re.findall(r"goes\nstep by step:\n\n((?:    .*\n|\n)+)", code) or [None]
+    doc = inspect.getdoc(jax_sa.PackedDecoder)
+    (code,) = re.findall(r"step by step:\n\n((?:    .*\n)+)", doc)
     answers, began_as = {request: [] for request in range(9)}, [None] * 8
     offered = []
 
@@ -179,6 +187,7 @@ ONES = jnp.ones(B, jnp.int32)
         ((PROMPTS[:B], ONES[:1], ONES), ValueError, r"prompt_lengths: expected int32\[2,\]"),
         ((PROMPTS[:B], ONES, [1, 1]), TypeError, r"limits: expected int32\[2,\], got list"),
         ((PROMPTS[:B], ONES * 25, ONES), ValueError, "1 to 24 tokens, got 25 in prompt 0"),
+        ((PROMPTS[:B], ONES, 0 * ONES), ValueError, "limits: expected at least 1 new token, got 0"),
         ((PROMPTS[:B], ONES * 9, ONES * 40), ValueError, "fit the 48 tokens of .* got 9 . 40 in"),
     ],
 )

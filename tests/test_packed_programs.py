@@ -1,0 +1,181 @@
+"""What XLA makes of a packed decoder: in place, inside a user's jit, and inside shard_map."""
+
+import dataclasses
+import functools
+
+import copies
+import jax
+import jax.numpy as jnp
+import numpy as np
+import packed_model
+import pytest
+import test_gpu_program
+from packed_model import all_greedy, answers
+from toy_model import TABLE, VOCABULARY
+
+import jax_sa
+
+PARAMS = jnp.asarray(TABLE)
+ROWS, LARGE = 3, 2**16  # of the programs that must be in place: tokens of a row's cache
+# Before 0.11.2, XLA copies what the branches of a switch update, so the cache: never a state.
+SMALLEST_COPY = LARGE if jax.__version_info__ >= (0, 11, 2) else ROWS * LARGE + 1
+
+
+def writing_model(params, tokens, rows, positions, cache):
+    """Writes the tokens to the cache, and reads one entry for each: nothing large is in memory."""
+    if isinstance(cache, packed_model.RowCache):
+        written = cache.tokens.at[rows, positions].set(tokens, mode="drop")
+        read = written.at[rows, positions // 2].get(mode="fill", fill_value=0)
+        cache = packed_model.RowCache(written)
+    else:
+        table = cache.block_table
+        size = table.block_size
+        page = table.pages.at[rows + 1, positions // size].get(mode="fill", fill_value=0)
+        written = cache.tokens.at[page, positions % size].set(tokens, mode="drop")
+        read = written.at[page, positions // 2 % size].get()
+        cache = dataclasses.replace(cache, tokens=written)
+    return jax.nn.one_hot(params[read % VOCABULARY, tokens % VOCABULARY], VOCABULARY), cache
+
+
+IN_PLACE = jax_sa.PackedDecoder(writing_model, max_draft=2, budget=16)
+
+
+def buffers(paged, drafts):
+    cache = packed_model.row_cache(ROWS, LARGE)
+    if paged:
+        cache = packed_model.paged_cache(ROWS, ROWS * LARGE // 64, 64, 64)
+    return cache, jax_sa.init(ROWS, 2 * LARGE) if drafts else None
+
+
+def compile_generate(sharding, paged, drafts):
+    """All prompts as a user's jitted function holds them, compiled from shapes alone."""
+
+    def program(params, prompts, lengths, cache, state):
+        return IN_PLACE.generate(
+            params, prompts, lengths, cache, rows=ROWS, max_new_tokens=16, state=state
+        )
+
+    lengths = jnp.zeros(9, jnp.int32)
+    return compile_program(
+        program,
+        lambda: (PARAMS, jnp.zeros((9, 32), jnp.int32), lengths, *buffers(paged, drafts)),
+        (3, 4),
+        sharding,
+    )
+
+
+def compile_step(sharding, paged, drafts):
+    """Admission, then a step."""
+
+    def program(params, rows, prompts, lengths):
+        rows, began = IN_PLACE.admit(rows, prompts, lengths, lengths)
+        rows, step = IN_PLACE.step(params, IN_PLACE.release(rows, ~began))
+        return rows, step
+
+    def arguments():
+        cache, state = buffers(paged, drafts)
+        rows = IN_PLACE.init(cache, rows=ROWS, max_prompt=32, state=state)
+        return PARAMS, rows, jnp.zeros((ROWS, 32), jnp.int32), jnp.zeros(ROWS, jnp.int32)
+
+    compiled, (rows,) = compile_program(program, arguments, (1,), sharding)
+    return compiled, (rows.cache, rows.state)  # of the small arrays, some are not even read
+
+
+def compile_program(program, arguments, donated, sharding):
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(arguments),
+    )
+    compiled = jax.jit(program, donate_argnums=donated).lower(*shapes).compile()
+    return compiled, [shapes[i] for i in donated]
+
+
+def assert_in_place(compiled, donated):
+    """No copy as large as a leaf of the cache or of a slot, and no room for one."""
+    copies.assert_in_place(compiled, donated, smallest=4 * SMALLEST_COPY, room=4 * SMALLEST_COPY)
+
+
+PROGRAMS = [
+    (compile_generate, True, True),
+    (compile_generate, False, True),
+    (compile_generate, True, False),
+    (compile_step, True, True),
+]
+
+
+@pytest.mark.parametrize(("program", "paged", "drafts"), PROGRAMS)
+def test_in_place(program, paged, drafts):
+    assert_in_place(*program(None, paged, drafts))
+
+
+h100 = test_gpu_program.h100  # the fixture
+
+
+@pytest.mark.parametrize(("program", "paged", "drafts"), PROGRAMS)
+def test_in_place_on_a_gpu(h100, program, paged, drafts):
+    assert_in_place(*program(h100, paged, drafts))
+
+
+N, P, G, CAPACITY = 7, 24, 12, 48
+PROMPTS, LENGTHS = packed_model.make_prompts(N, P)
+DECODER = jax_sa.PackedDecoder(packed_model.model, max_draft=4, budget=16)
+ALL = jnp.full(N, G, jnp.int32)
+
+
+def test_under_jit_requests_that_cannot_be_answered_are_told_in_the_result():
+    lengths = LENGTHS.at[1].set(0).at[2].set(P + 1).at[3].set(P)
+    limits = ALL.at[5].set(0).at[4].set(99).at[0].set(-3)
+
+    @jax.jit
+    def run(prompts, lengths, limits):
+        cache = packed_model.paged_cache(2, 9, 4, 8)
+        state = jax_sa.init(2, CAPACITY)
+        return DECODER.generate(
+            PARAMS, prompts, lengths, cache, rows=2, max_new_tokens=G, limits=limits, state=state
+        )
+
+    done = run(PROMPTS, lengths, limits)
+    fits = (lengths >= 1) & (lengths <= P) & (lengths + jnp.clip(limits, 0, G) <= 8 * 4)
+    assert done.finished.tolist() == fits.tolist() and not fits[1:4].any() and fits.sum() >= 3
+    limits = jnp.where(fits, jnp.clip(limits, 0, G), 0)
+    assert answers(done) == all_greedy(PROMPTS, lengths, limits)
+    assert int(done.cache.block_table.num_unclaimed) == 9
+
+
+def test_a_decoder_that_is_equal_shares_compiled_code():
+    traced = []
+
+    def counting(params, tokens, rows, positions, cache):
+        traced.append(tokens.shape)
+        return writing_model(params, tokens, rows, positions, cache)
+
+    for stop_tokens in [(3,), (np.int64(3),)]:
+        decoder = jax_sa.PackedDecoder(counting, stop_tokens=stop_tokens, budget=np.int32(4))
+        decoder.generate(
+            PARAMS, PROMPTS, LENGTHS, packed_model.row_cache(4, 64), rows=4, max_new_tokens=2
+        )
+    assert len(traced) == len(set(traced)) + 1  # one width and one block that reads, both of 4
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_inside_shard_map(paged):
+    """Each shard has prompts, rows, cache and automata of its own, and stops when it is done."""
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices(backend="cpu")[:2]), ("data",))
+    spec = jax.sharding.PartitionSpec("data")
+
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(spec, spec), out_specs=spec)
+    def program(prompts, lengths):
+        cache = packed_model.row_cache(2, CAPACITY)
+        if paged:
+            cache = packed_model.paged_cache(2, 20, 4, 12)
+        state = jax_sa.init(2, CAPACITY)
+        done = DECODER.generate(
+            PARAMS, prompts, lengths, cache, rows=2, max_new_tokens=G, state=state
+        )
+        return done.tokens, done.finished, done.calls[None]
+
+    prompts, lengths = packed_model.make_prompts(8, P)
+    tokens, finished, calls = program(prompts, lengths)
+    assert finished.all() and calls.shape == (2,)
+    assert tokens.tolist() == all_greedy(prompts, lengths, jnp.full(8, G, jnp.int32))
