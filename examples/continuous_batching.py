@@ -151,7 +151,6 @@ def make_server(
         paged.init_packed_cache(config, args.rows, args.pages, PAGE_SIZE, size, jnp.float32),
         rows=args.rows,
         max_prompt=longest,
-        max_new_tokens=args.max_new_tokens,
         state=jax_sa.init(args.rows, size),
     )
     return Server(decoder, params, rows, log)

@@ -1,11 +1,13 @@
 """What steps cost, measured through the compiled loop that will run them."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_sa.state import State
 
@@ -53,22 +55,38 @@ def measure_costs(
     Raises:
       ValueError: work has no step to measure.
     """
-    work, fresh, seconds = restart(None), True, []
-    for width in range(num_widths):
-        forced = jnp.where(jnp.arange(num_widths) == width, 1.0, jnp.inf).astype(jnp.float32)
-        longest, steps, times = MAX_SLICE, 1, []
-        while len(times) <= SLICES:  # the first warms up, and says how long a slice is to be
-            begun = time.perf_counter()
-            work, done = advance(work, forced, steps)
-            if done == steps:
-                times.append((time.perf_counter() - begun) / steps)
-                steps, fresh = max(1, min(longest, int(SLICE_SECONDS / times[-1]))), False
-                continue
-            if fresh and done == 0:
-                raise ValueError("prompts: expected answers of several steps, all ended at once")
-            # It came to its end. The slices get shorter, so that this does not go on forever.
-            longest = steps = max(1, steps // 2)
-            work, fresh = restart(work), True
-        seconds.append(min(times[1:]))
-        on_progress(width + 1, num_widths)
-    return jnp.asarray(seconds, jnp.float32), work
+    work, fresh = restart(None), True
+    best, steps, longest = [math.inf] * num_widths, [1] * num_widths, MAX_SLICE
+    # Round by round, so that a while in which the machine is slow does not hit one width alone.
+    for number in range(1 + SLICES):
+        for width in range(num_widths):
+            forced = jnp.where(jnp.arange(num_widths) == width, 1.0, jnp.inf).astype(jnp.float32)
+            while True:
+                begun = time.perf_counter()
+                work, done = advance(work, forced, steps[width])
+                seconds = (time.perf_counter() - begun) / steps[width]
+                if done == steps[width]:
+                    break
+                if fresh and done == 0:
+                    raise ValueError(
+                        "prompts: expected answers of several steps, all ended at once"
+                    )
+                # It came to its end. The slices get shorter, so that this does not go on forever.
+                longest = steps[width] = max(1, steps[width] // 2)
+                work, fresh = restart(work), True
+            fresh = False
+            if number > 0:  # the first round warms up, and says how long a slice is to be
+                best[width] = min(best[width], seconds)
+            steps[width] = max(1, min(longest, int(SLICE_SECONDS / seconds)))
+            if number == SLICES:
+                on_progress(width + 1, num_widths)
+    return _smooth(best), work
+
+
+def _smooth(seconds: list[float]) -> jax.Array:
+    """float32[W] costs that do not fall with the width: a step never does less than a narrower one.
+
+    Where a wider step was measured as faster, the difference is noise, and the faster one counts.
+    """
+    falling = np.minimum.accumulate(np.asarray(seconds, np.float32)[::-1])
+    return jnp.asarray(falling[::-1])

@@ -51,8 +51,11 @@ from jax_sa.seqlens import expand_seqlens
 from jax_sa.state import State, check_state
 from jax_sa.verify import Accepted, accept_greedy, accept_sampled, cut_at_stop, last_token
 
-WIDTHS = (1.0, 1.5, 2.0, 3.0, 5.0, 9.0, 17.0)
+WIDTHS = (1.0, 1.5, 2.0, 3.0, 5.0, 9.0, 17.0, 33.0)
 """Tokens a row, on average, for which a step that reads no prompt is compiled."""
+
+MAX_DRAFTED = 512
+"""Drafted tokens that any of these steps verifies at most."""
 
 READING_WIDTH = 3.0
 """Tokens a row, on average, beside the prompt tokens of a step that reads prompts."""
@@ -113,6 +116,8 @@ class PackedDecoder(DraftOptions):
 
     model: Callable[..., tuple[Any, Any]]
     """The model, as described above."""
+    max_draft: int = dataclasses.field(default=32, kw_only=True)
+    """K, the maximum number of drafted tokens of a row."""
     stop_tokens: tuple[int, ...] = ()
     """A row ends with the first of them that it emits."""
     budget: int = 1024
@@ -141,7 +146,7 @@ class PackedDecoder(DraftOptions):
             raise ValueError(
                 f"budget: expected at least {rows}, one for each row, got {self.budget}"
             )
-        most = min(rows * (1 + self.max_draft), self.budget)
+        most = min(rows * (1 + self.max_draft), rows + MAX_DRAFTED, self.budget)
         factors = WIDTHS if drafts else WIDTHS[:1]
         return tuple(sorted({min(int(rows * factor), most) for factor in factors}))
 

@@ -131,8 +131,9 @@ def idle_rows(
 def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
     """Chooses the block with the most expected tokens per cost, and fills it.
 
-    While rows read prompts, it is the smallest block for that which holds all there is to read.
-    The prompts have what the drafts leave of it. A width of cost 0 or less is worth nothing.
+    While rows read prompts, it is the shortest block for that whose room for prompts is at least
+    half of what there is to read. The prompts have what the drafts leave of it. A width of cost 0
+    or less is worth nothing.
     """
     decoding = ~rows.idle & (rows.read >= rows.prompt_lengths)
     unread = jnp.maximum(rows.prompt_lengths - rows.read, 0)
@@ -148,7 +149,7 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
     lengths = budget.shared_lengths(rows.draft, spare, 1.0 / strain)
     held = budget.expected_tokens(budget.survival(rows.draft, strain), lengths[:num_widths])
     worth = jnp.where(costs > 0.0, (num_decoding.astype(jnp.float32) + held) / costs, 0.0)
-    too_small = totals[num_widths:-1] < judged[-1] + num_unread
+    too_small = 2 * (totals[num_widths:-1] - judged[-1]) < num_unread
     block = jnp.where(
         num_unread > 0,
         num_widths + jnp.sum(too_small.astype(jnp.int32)),

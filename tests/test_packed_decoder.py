@@ -124,7 +124,7 @@ def test_logits_of_the_places_that_are_read():
 def test_widths():
     assert WIDTHS == (3, 4, 6, 9, 15, 27, 40)
     assert DECODER.widths(3, drafts=False) == (3,)
-    assert dataclasses.replace(DECODER, budget=1024).widths(3)[-1] == 3 * 17
+    assert dataclasses.replace(DECODER, budget=1024).widths(3)[-1] == 3 * 33
     assert dataclasses.replace(DECODER, budget=3).widths(3) == (3,)
 
 
@@ -169,7 +169,8 @@ def test_drafts_save_calls():
     decoder = jax_sa.PackedDecoder(model, budget=64)
     arguments = {"prompts": prompts, "prompt_lengths": jnp.full(4, P, jnp.int32)}
     plain = decode(decoder, **arguments, state=None)
-    drafted = decode(decoder, **arguments, costs=jnp.ones(7, jnp.float32))
+    costs = jnp.ones(len(decoder.widths(3)), jnp.float32)
+    drafted = decode(decoder, **arguments, costs=costs)
     assert answers(plain) == answers(drafted)
     assert 2 * int(drafted.calls) < int(plain.calls)
 
