@@ -175,7 +175,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--temperatures", type=float, nargs="*", default=[0.0, 0.7], metavar="T")
     add("--random", action="store_true", help="also random tokens, which no draft foretells")
     add("--max_new_tokens", type=positive, default=200)
-    add("--max_draft", type=positive, default=16)
+    add("--max_draft", type=positive, default=32)
     add("--refills", type=positive, default=3, help="prompts for each row, at least")
     add("--runs", type=positive, default=3)
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
@@ -200,7 +200,6 @@ def main(argv: list[str] | None = None) -> int:
             measured.append(bench.measure(setting, drafts))
             bar.advance(1)
         rows.append(compare(setting, *measured))
-        print({k: v for k, v in rows[-1].items()}, file=sys.stderr, flush=True)
     device = jax.devices()[0].device_kind
     report(rows, args.json, device=device, dtype=args.dtype, model=str(args.model))
     return 0

@@ -34,6 +34,11 @@ from jax_sa.verify import (
 )
 
 
+SLOWEST_FIRST = 4
+"""The power of a row's share of the new tokens still to come, by which it counts when a width is
+chosen. A batch lasts as long as its slowest row: rows that are far ahead hardly matter."""
+
+
 class NeuralDrafter(NamedTuple):
     """A drafter with parameters, such as a multi-token prediction module.
 
@@ -458,11 +463,12 @@ class Decoder(DraftOptions):
         """
         widths = jnp.asarray(self.widths(drafts=generation.state is not None), jnp.int32)
         draft = generation.draft
-        lengths = jnp.minimum(draft.length[None], widths[:, None])
-        chances = budget.survival(draft, generation.record.strain())
-        held = budget.expected_tokens(chances, lengths)
-        active = jnp.sum((~generation.finished).astype(jnp.float32))
-        index = jnp.argmax((active + held) / costs).astype(jnp.int32)
+        left = jnp.where(generation.finished, 0, generation.limits - generation.lengths)
+        most = jnp.maximum(jnp.max(left), 1).astype(jnp.float32)
+        weight = (left.astype(jnp.float32) / most) ** SLOWEST_FIRST
+        chances = weight[:, None] * budget.survival(draft, generation.record.strain())
+        held = budget.expected_tokens(chances, jnp.minimum(draft.length[None], widths[:, None]))
+        index = jnp.argmax((jnp.sum(weight) + held) / costs).astype(jnp.int32)
         return index, budget.cut_draft(draft, widths[index])
 
     def _draft(self, automaton: Draft | None, neural: jax.Array | None, left: jax.Array) -> Draft:
