@@ -33,7 +33,6 @@ from jax_sa.verify import (
     merge_drafts,
 )
 
-
 SLOWEST_FIRST = 4
 """The power of a row's share of the new tokens still to come, by which it counts when a width is
 chosen. A batch lasts as long as its slowest row: rows that are far ahead hardly matter."""
