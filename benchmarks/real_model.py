@@ -10,6 +10,7 @@ jax_sa[tokenizer,chat]`, and a checkpoint folder such as `examples/import_gguf.p
 
 import argparse
 import functools
+import json
 import pathlib
 import statistics
 import sys
@@ -200,6 +201,8 @@ def main(argv: list[str] | None = None) -> int:
             measured.append(bench.measure(setting, drafts))
             bar.advance(1)
         rows.append(compare(setting, *measured))
+        if args.json:  # what is measured is kept, whatever comes after it
+            args.json.write_text(json.dumps(rows, indent=1))
     device = jax.devices()[0].device_kind
     report(rows, args.json, device=device, dtype=args.dtype, model=str(args.model))
     return 0
