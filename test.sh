@@ -32,4 +32,6 @@ fi
 # From an empty directory, so that the checkout cannot stand in for the installed package.
 mkdir "$scratch/empty"
 cd "$scratch/empty"
-"$python" -m pytest -c "$repo/pyproject.toml" --rootdir "$repo" -p no:cacheprovider "$repo/tests" "$@"
+export XLA_PYTHON_CLIENT_PREALLOCATE=false  # the workers share a GPU
+"$python" -m pytest -c "$repo/pyproject.toml" --rootdir "$repo" -p no:cacheprovider \
+  -n auto --dist worksteal "$repo/tests" "$@"
