@@ -30,7 +30,7 @@ class DraftOptions:
     max_match: int | None = None
     """Longer matches count as this long. None: no limit."""
     occurrence: str = "recent"
-    """Which earlier occurrence to follow, "first" or "recent"."""
+    """The earlier occurrence to follow, "first" or "recent"."""
     draft_factor: float | None = None
     """Drafts at most `ceil(draft_factor * match_length)` tokens. None: no limit."""
     periodic: bool = True

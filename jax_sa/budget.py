@@ -1,4 +1,4 @@
-"""How many drafted tokens are worth verifying: the chance that they hold, and one budget for all.
+"""The drafted tokens that are worth verifying: the chance that they hold, and one budget for all.
 
 Letters: B rows, K draft tokens, W budgets or widths that are compared.
 """
@@ -38,7 +38,7 @@ launches, and cost a CPU three times as much."""
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """How well the drafts of B rows did, against what `FAILURE_RATE` says of them."""
+    """The failures of the drafts of B rows, beside those that `FAILURE_RATE` expects."""
 
     expected: jax.Array
     """float32[B] failures that were to be expected of the tokens verified, recent ones mostly."""

@@ -1,4 +1,4 @@
-"""What steps cost, measured through the compiled loop that will run them."""
+"""The cost of steps, measured through the compiled loop that will run them."""
 
 import math
 import time

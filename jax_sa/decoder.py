@@ -80,7 +80,7 @@ class Generation:
     draft: Draft
     """The tokens that may follow it, of which the next step verifies as many as are worth it."""
     record: budget.Record
-    """How well the row's drafts did."""
+    """The failures of the row's drafts, seen and expected."""
     cache: Any
     """The model's cache, of every token but the last."""
     state: State | None

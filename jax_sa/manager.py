@@ -135,7 +135,7 @@ class SuffixAutomatonManager:
 
     @property
     def num_free_slots(self) -> int:
-        """How many requests can be added before one must be removed."""
+        """The number of requests that can be added before one must be removed."""
         with self._opened():
             return len(self._free_slots)
 

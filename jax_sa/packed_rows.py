@@ -41,7 +41,7 @@ class Rows:
     draft: Draft
     """The draft that the next step may verify."""
     record: budget.Record
-    """How well the row's drafts did."""
+    """The failures of the row's drafts, seen and expected."""
     cache: Any
     """The model's."""
     state: State | None

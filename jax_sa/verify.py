@@ -1,4 +1,4 @@
-"""Which drafted tokens the model confirms, in plain jnp.
+"""The drafted tokens that the model confirms, in plain jnp.
 
 Letters: B rows, K draft tokens, V vocabulary, T places of packed logits.
 """

@@ -168,7 +168,7 @@ def _write_and_attend(
     block: Block,
     layer: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the queries [T, G, R, H] see of their rows; keys and values [L, ...] with the block.
+    """The attention of queries [T, G, R, H] to their rows; keys and values [L, ...] with the block.
 
     Reads and writes at int32[] `layer` of the arrays, without a copy of that part.
     """

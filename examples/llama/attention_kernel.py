@@ -52,7 +52,7 @@ def paged_attention(
     parts: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """What `llama.attention.plain_attention` returns, for the same arguments.
+    """The result of `llama.attention.plain_attention`, for the same arguments.
 
     Args:
       q: [T, G, R, H].
@@ -84,7 +84,7 @@ def paged_attention(
 
 
 def _join(out: jax.Array, highest: jax.Array, total: jax.Array) -> jax.Array:
-    """What the parts of a tile found, [P, T, G, R, ...], as one."""
+    """The results of the parts of a tile, [P, T, G, R, ...], as one."""
     scale = jnp.exp(highest - jnp.max(highest, axis=0, keepdims=True))
     total = jnp.sum(scale * total, axis=0)
     return jnp.sum(scale[..., None] * out, axis=0) / total[..., None]

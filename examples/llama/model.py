@@ -29,7 +29,7 @@ INT32_MAX = 2**31 - 1
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What the model remembers of the text in each slot, in static shapes."""
+    """The model's memory of the text in each slot, in static shapes."""
 
     length: jax.Array
     """int32[B] tokens whose keys and values are valid."""

@@ -150,7 +150,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def loss_of(config: Config, params: Any, crops: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What training minimises, and its parts: the model's loss, the module's."""
+    """The loss that training minimises, and its parts: the model's loss, the module's."""
     logits, ahead = predict(config, params, crops)
     losses = jnp.stack([cross_entropy(logits, crops[:, 1:-1]), cross_entropy(ahead, crops[:, 2:])])
     return losses[0] + MTP_WEIGHT * losses[1], losses
