@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sa._checks import check_array, check_int
+from jax_sa._checks import INT32_MIN, check_array, check_int
 from jax_sa._options import DraftOptions, normalise
 from jax_sa.automaton import Draft, extend_lookup, insert, lookup
+from jax_sa.budget import cut_draft
 from jax_sa.host_build import build_on_host, check_tokens
 from jax_sa.state import State, get_state_size, init
 from jax_sa.verify import merge_drafts
@@ -39,6 +40,9 @@ class SAConfig(DraftOptions):
     threshold: int = 4
     """The match length, plus the common prefix of both drafts, from which the automaton's draft is
     used instead of a neural one: the rule of `jax_sa.merge_drafts`."""
+    seed: int = 0
+    """The seed of every slot's hash, as in `jax_sa.init`: random where prompts come from
+    strangers."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -48,6 +52,7 @@ class SAConfig(DraftOptions):
             max_seq_len=int(self.max_seq_len),
             max_slots=check_int("max_slots", self.max_slots, 1),
             threshold=check_int("threshold", self.threshold, 1),
+            seed=check_int("seed", self.seed, INT32_MIN),
         )
 
 
@@ -103,7 +108,7 @@ class SuffixAutomatonManager:
         self.config = config
         self.max_num_requests = check_int("max_num_requests", max_num_requests, 1)
         self.lock = threading.RLock()
-        state = init(config.max_slots, config.max_seq_len)
+        state = init(config.max_slots, config.max_seq_len, seed=config.seed)
         # Bound to its device as what a step returns is, or its first use would be compiled apart.
         self._sharding = state.length.sharding
         self.state = jax.device_put(state, self._sharding)
@@ -160,7 +165,7 @@ class SuffixAutomatonManager:
         with self._opened():
             self._free_slot_for(request_id)  # or no automaton is worth building
         tokens = check_tokens(tokens, self.config.max_seq_len)
-        built = build_on_host(tokens, self.config.max_seq_len)
+        built = build_on_host(tokens, self.config.max_seq_len, seed=self.config.seed)
         built = jax.device_put(built, self._sharding)
         with self._opened():
             slot = self._free_slot_for(request_id)
@@ -193,24 +198,35 @@ class SuffixAutomatonManager:
                 self._batch = self._make_batch(slots)
             return self._batch.on_device
 
-    def lookup(self, neural_draft: Draft | jax.Array | None = None) -> Draft:
+    def lookup(
+        self,
+        neural_draft: Draft | jax.Array | None = None,
+        *,
+        limits: jax.Array | None = None,
+    ) -> Draft:
         """Drafts for the batch, as when requests have joined it.
 
         Args:
           neural_draft: of B rows, as in `jax_sa.merge_drafts`, which is called with it and the
             config's threshold. None: the automata alone draft.
+          limits: int32[B] drafted tokens of each row at most, neural ones included; below 0 counts
+            as 0. None: no limit.
 
         Raises:
           ValueError, TypeError: for a wrong shape or dtype, naming the argument.
         """
+        self._check_limits(limits)
         with self._opened():
-            return _lookup(self.config, self.state, self._batch.on_device, neural_draft)
+            slots = self._batch.on_device
+            return _lookup(self.config, self.state, slots, neural_draft, limits)
 
     def extend(
         self,
         tokens: jax.Array,
         lengths: jax.Array,
         neural_draft: Draft | jax.Array | None = None,
+        *,
+        limits: jax.Array | None = None,
     ) -> Draft:
         """Appends the tokens that the batch's requests read or wrote, and drafts those that follow.
 
@@ -218,17 +234,24 @@ class SuffixAutomatonManager:
           tokens: int32[B, T]; each T is compiled once.
           lengths: int32[B] in 0..T, as in `jax_sa.extend`; rows without a request are skipped.
           neural_draft: as in `lookup`.
+          limits: as in `lookup`.
 
         Raises:
           ValueError, TypeError: for a wrong shape or dtype, naming the argument.
         """
         check_array("tokens", tokens, jnp.int32, (self.max_num_requests, "T"))
         check_array("lengths", lengths, jnp.int32, (self.max_num_requests,))
+        self._check_limits(limits)
         with self._opened():
+            slots = self._batch.on_device
             self.state, draft = _extend_lookup(
-                self.config, self.state, tokens, lengths, self._batch.on_device, neural_draft
+                self.config, self.state, tokens, lengths, slots, neural_draft, limits
             )
             return draft
+
+    def _check_limits(self, limits: jax.Array | None) -> None:
+        if limits is not None:
+            check_array("limits", limits, jnp.int32, (self.max_num_requests,))
 
     def remove_request(self, request_id: Hashable) -> None:
         """Frees the request's slot; its row of the batch, if it has one, is skipped from now on.
@@ -279,9 +302,14 @@ _insert = jax.jit(insert, donate_argnames="state")
 
 @functools.partial(jax.jit, static_argnames="config")
 def _lookup(
-    config: SAConfig, state: State, slots: jax.Array, neural_draft: Draft | jax.Array | None
+    config: SAConfig,
+    state: State,
+    slots: jax.Array,
+    neural_draft: Draft | jax.Array | None,
+    limits: jax.Array | None,
 ) -> Draft:
-    return _merge(config, lookup(state, slots=slots, **config.lookup_options()), neural_draft)
+    draft = lookup(state, slots=slots, **config.lookup_options())
+    return _merge(config, draft, neural_draft, limits)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
@@ -292,12 +320,18 @@ def _extend_lookup(
     lengths: jax.Array,
     slots: jax.Array,
     neural_draft: Draft | jax.Array | None,
+    limits: jax.Array | None,
 ) -> tuple[State, Draft]:
     state, draft = extend_lookup(state, tokens, lengths, slots=slots, **config.lookup_options())
-    return state, _merge(config, draft, neural_draft)
+    return state, _merge(config, draft, neural_draft, limits)
 
 
-def _merge(config: SAConfig, draft: Draft, neural_draft: Draft | jax.Array | None) -> Draft:
-    if neural_draft is None:
-        return draft
-    return merge_drafts(draft, neural_draft, config.threshold)
+def _merge(
+    config: SAConfig,
+    draft: Draft,
+    neural_draft: Draft | jax.Array | None,
+    limits: jax.Array | None,
+) -> Draft:
+    if neural_draft is not None:
+        draft = merge_drafts(draft, neural_draft, config.threshold)
+    return draft if limits is None else cut_draft(draft, limits)

@@ -447,3 +447,39 @@ def test_errors():
     manager.add_request("a", [1])
     with pytest.raises(ValueError, match="request_ids: expected each id once, got 'a' twice"):
         manager.prepare(["a", "a"])
+
+
+@pytest.mark.parametrize("neural", [False, True])
+def test_limits_from_the_device_compile_nothing(neural):
+    """Each row's draft, neural tokens included, is the one without limits, cut."""
+    with jax_sa.SuffixAutomatonManager(jax_sa.SAConfig(64, 2, max_draft=4), 2) as manager:
+        for name in "ab":
+            manager.add_request(name, [1, 2, 3, 4, 1, 2])
+        manager.prepare(["a", "b"])
+        drafts = jnp.full((2, 3), 9, jnp.int32) if neural else None
+        whole = manager.lookup(drafts)
+        tokens, lengths = jnp.full((2, 1), 3, jnp.int32), jnp.zeros(2, jnp.int32)
+        for limits in ([0, 4], [3, -1], [2, 99]):
+            asked = jnp.asarray(limits, jnp.int32)
+            for draft in (
+                manager.lookup(drafts, limits=asked),
+                manager.extend(tokens, lengths, drafts, limits=asked),
+            ):
+                expected = np.clip(limits, 0, whole.length)
+                assert draft.length.tolist() == expected.tolist()
+                for row, length in enumerate(expected):
+                    got = draft.tokens[row].tolist()
+                    assert got[:length] == whole.tokens[row].tolist()[:length]
+                    assert set(got[length:]) <= {jax_sa.DRAFT_FILL}
+        with pytest.raises(ValueError, match=r"limits: expected int32\[2,\]"):
+            manager.lookup(limits=jnp.ones(3, jnp.int32))
+
+
+def test_the_seed_reaches_every_slot():
+    config = jax_sa.SAConfig(32, 3, seed=-7)
+    manager = jax_sa.SuffixAutomatonManager(config, 2)
+    slot = manager.add_request("a", [1, 2, 1])
+    assert manager.state.seed.tolist() == [-7] * 3
+    assert not jax_sa.validate(manager.state).any() and int(manager.state.length[slot]) == 3
+    with pytest.raises(ValueError, match="seed: expected an int"):
+        jax_sa.SAConfig(seed=2**31)
