@@ -75,8 +75,8 @@ def test_tables(report):
 
 def test_batches_write_what_single_prompts_do(report, prompts):
     together = compare(prompts, "--batch_size", 2)
-    for name, figures in report["modes"].items():
-        for key in ("tokens", "tokens_per_step", "acceptance_rate", "identical"):
+    for name, figures in report["modes"].items():  # steps depend on the costs of the batch
+        for key in ("tokens", "identical"):
             assert together["modes"][name][key] == figures[key]
     assert together["groups"]["code"]["SA"]["tokens_per_second"] is None
     comparison.format_report(together)
@@ -131,7 +131,7 @@ def summary(capsys, *options):
 )
 def test_drafts_come_from_what_the_checkpoint_holds(capsys, options, name):
     compiling, _, headline = summary(capsys, *options)
-    assert compiling == f"{name}: compiling, measuring steps"
+    assert compiling == f"{name}: compiling"
     assert headline.startswith(f"{name}: 12 tokens, ") and " per step, " in headline
     assert ("nothing drafted" if name == "none" else "% of drafted tokens accepted") in headline
 
