@@ -7,6 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+BRANCHES_COPY = jax.__version_info__ < (0, 11, 2)
+"""Whether XLA copies what a branch updates, as seen in 0.10.2 and no longer in 0.11.2."""
+
 Branch = Callable[[Any], tuple[Any, Any]]
 """`branch(operand) -> (result, operand)`, with the operand updated in place."""
 
@@ -15,14 +18,18 @@ def run_branch(index: jax.Array, branches: Sequence[Branch], operand: Any) -> tu
     """The result of `branches[index](operand)`, int32[] `index`, and the operand as it left it.
 
     It is `jax.lax.switch`, but on a CPU a row of loops of one round or none: XLA's CPU backend
-    spreads the work of a loop's body over threads, but not that of a conditional's branch.
+    spreads the work of a loop's body over threads, but not that of a conditional's branch. So it is
+    on every platform where XLA copies what a conditional's branch updates.
     """
     if len(branches) == 1:
         return branches[0](operand)
+    loops = functools.partial(_run_loops, branches)
+    if BRANCHES_COPY:
+        return loops(index, operand)
     return jax.lax.platform_dependent(
         index,
         operand,
-        cpu=functools.partial(_run_loops, branches),
+        cpu=loops,
         default=lambda index, operand: jax.lax.switch(index, branches, operand),
     )
 
