@@ -318,10 +318,10 @@ def test_steps_go_on_while_a_prompt_is_built(monkeypatch):
     manager.prepare(["a"])
     build, building, go_on = manager_module.build_on_host, threading.Event(), threading.Event()
 
-    def slow(*args):
+    def slow(*args, **options):
         building.set()
         assert go_on.wait(60)
-        return build(*args)
+        return build(*args, **options)
 
     monkeypatch.setattr(manager_module, "build_on_host", slow)
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
