@@ -31,7 +31,7 @@ sys.path.insert(0, str(EXAMPLES))
 from llama import checkpoint, paged
 from llama.chat import ChatTemplate
 from llama.tokenizer import Tokenizer
-from prompt_file import read_prompts
+from prompt_file import encode, pad, read_prompts
 
 PAGE_SIZE = 64
 """Tokens of a page."""
@@ -73,12 +73,7 @@ class Bench:
         self.config, self.params = checkpoint.load(args.model, self.dtype, None)
         tokenizer = Tokenizer(args.model)
         chat = ChatTemplate(args.model) if args.chat else None
-        self.prompts = []
-        for prompt in read_prompts(args.prompts):
-            text = prompt.text
-            if chat is not None:
-                text = chat.render([{"role": "user", "content": text}])
-            self.prompts.append(tokenizer.encode(text, add_special_tokens=chat is None))
+        self.prompts = [encode(prompt, tokenizer, chat) for prompt in read_prompts(args.prompts)]
         model = functools.partial(paged.apply_packed, self.config)
         stops = () if args.ignore_eos else self.config.eos_tokens
         self.decoder = jax_sa.PackedDecoder(model, stop_tokens=stops, max_draft=args.max_draft)
@@ -105,11 +100,7 @@ class Bench:
     def measure(self, setting: Setting, drafts: bool) -> Measured:
         """Compiles, measures the costs of steps, and runs."""
         rows, new = setting.batch, self.args.max_new_tokens
-        lengths = np.array([len(prompt) for prompt in setting.prompts], np.int32)
-        prompts = np.zeros((len(lengths), lengths.max()), np.int32)
-        for row, prompt in enumerate(setting.prompts):
-            prompts[row, : len(prompt)] = prompt
-        prompts, lengths = jnp.asarray(prompts), jnp.asarray(lengths)
+        prompts, lengths = pad(setting.prompts)
         size = prompts.shape[1] + new
         pages = rows * -(-size // PAGE_SIZE)
         cache = paged.init_packed_cache(self.config, rows, pages, PAGE_SIZE, size, self.dtype)

@@ -25,6 +25,7 @@ import numpy as np
 from llama import checkpoint, model, paged
 from llama.config import Config
 from llama.tokenizer import Tokenizer
+from prompt_file import pad
 
 import jax_sa
 from jax_sa.cli.table import format_table
@@ -158,17 +159,14 @@ def make_server(
 
 def plain_answers(config: Config, params: Any, requests: list[Request]) -> list[list[int]]:
     """The answers of decoding without drafts, from a cache without pages."""
-    lengths = np.array([len(request.prompt) for request in requests], np.int32)
-    prompts = np.zeros((len(requests), lengths.max()), np.int32)
-    for row, request in enumerate(requests):
-        prompts[row, : lengths[row]] = request.prompt
+    prompts, lengths = pad([request.prompt for request in requests])
     new = requests[0].max_new_tokens
     done = jax_sa.generate(
         functools.partial(model.apply, config),
         params,
-        jnp.asarray(prompts),
-        jnp.asarray(lengths),
-        model.init_cache(config, len(requests), int(lengths.max()) + new, jnp.float32, mtp=False),
+        prompts,
+        lengths,
+        model.init_cache(config, len(requests), prompts.shape[1] + new, jnp.float32, mtp=False),
         max_new_tokens=new,
         stop_tokens=config.eos_tokens,
     )

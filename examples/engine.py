@@ -15,7 +15,7 @@ from llama.chat import ChatTemplate
 from llama.drafter import mtp_drafter
 from llama.tokenizer import Tokenizer
 from llama.weights import AXIS
-from prompt_file import Prompt, read_prompts
+from prompt_file import Prompt, encode, pad, read_prompts
 
 import jax_sa
 from jax_sa.calibration import CALIBRATION_TOKENS
@@ -77,11 +77,7 @@ class Engine:
         self._costs: dict[Mode, jax.Array] = {}
 
     def _read(self, prompt: Prompt) -> Text:
-        if self._chat is None:
-            tokens = self.tokenizer.encode(prompt.text)
-        else:
-            request = self._chat.render([{"role": "user", "content": prompt.text}])
-            tokens = self.tokenizer.encode(request, add_special_tokens=False)
+        tokens = encode(prompt, self.tokenizer, self._chat)
         if not tokens or max(tokens) >= self.config.vocab_size:
             raise ValueError(f"{self.args.model}: the tokenizer is not the model's")
         return Text(prompt, tuple(tokens))
@@ -120,18 +116,15 @@ class Engine:
     def arguments(self, mode: Mode, batch: list[Text]) -> dict[str, Any]:
         """The arguments of a decoder's `init` and `generate`. Rows without a prompt are idle."""
         args, rows = self.args, self.args.batch_size
-        lengths = [len(text.tokens) for text in batch] + [0] * (rows - len(batch))
-        prompts = np.zeros((rows, self.width), np.int32)
-        for row, text in enumerate(batch):
-            prompts[row, : len(text.tokens)] = text.tokens
+        prompts, lengths = pad([text.tokens for text in batch], rows, self.width)
         sampling = None
         if args.temperature > 0:
             key = jax.random.key(args.seed)
             sampling = jax_sa.Sampling(key, args.temperature, args.top_k, args.top_p)
         return {
             "params": self.params,
-            "prompts": jnp.asarray(prompts),
-            "prompt_lengths": jnp.asarray(lengths, jnp.int32),
+            "prompts": prompts,
+            "prompt_lengths": lengths,
             "cache": model.init_cache(
                 self.config,
                 rows,

@@ -67,9 +67,5 @@ class ChatTemplate:
         raise self._failure(message)
 
 
-def _to_json(value: Any, **layout: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, **layout)
-
-
 def _first_line(error: Any) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
