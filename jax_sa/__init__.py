@@ -34,6 +34,11 @@ from jax_sa.decoder import Decoder as Decoder
 from jax_sa.decoder import Generation as Generation
 from jax_sa.decoder import NeuralDrafter as NeuralDrafter
 from jax_sa.decoder import generate as generate
+from jax_sa.draft_tree import ROOT as ROOT
+from jax_sa.draft_tree import DraftTree as DraftTree
+from jax_sa.draft_tree import extend_lookup_tree as extend_lookup_tree
+from jax_sa.draft_tree import lookup_tree as lookup_tree
+from jax_sa.draft_tree import tree_mask as tree_mask
 from jax_sa.host_build import build_on_host as build_on_host
 from jax_sa.manager import SAConfig as SAConfig
 from jax_sa.manager import SuffixAutomatonManager as SuffixAutomatonManager
@@ -59,5 +64,7 @@ from jax_sa.verify import Accepted as Accepted
 from jax_sa.verify import accept_greedy as accept_greedy
 from jax_sa.verify import accept_sampled as accept_sampled
 from jax_sa.verify import merge_drafts as merge_drafts
+from jax_sa.verify_tree import accept_tree_greedy as accept_tree_greedy
+from jax_sa.verify_tree import accept_tree_sampled as accept_tree_sampled
 
 _targets.require_cpu()

@@ -1,0 +1,266 @@
+// A row's drafts as one tree: several continuations, each joined to an earlier one where they part.
+//
+// Candidates come in a fixed order, the leader first. How many tokens each gives grows with its
+// match: the leader's `factor * match length`, the others' half of that. Each joins the earlier
+// candidate with which it shares the longest prefix, and adds what it does not share as new nodes,
+// so nodes stand in the order of the candidates, and a parent before its children.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "rows.h"
+
+namespace jax_sa {
+
+constexpr int32_t kTreeRoot = -1;  // the parent of a node that follows the text itself
+constexpr int32_t kMaxChains = 5;
+
+// The members of `jax_sa.Source` that a node may have.
+enum Source : int32_t { kNoSource = 0, kOwnSource = 1, kPoolSource = 2, kNeuralSource = 3 };
+
+struct Trees {
+  int32_t* tokens;        // [rows, max_nodes], like all but the last
+  int32_t* parents;       //
+  int32_t* depth;         //
+  int32_t* match_length;  //
+  int32_t* source;        //
+  int32_t* length;        // [rows]
+  int32_t max_nodes;
+};
+
+// A candidate: tokens that lie in a text, or in a ring of texts.
+struct Chain {
+  const int32_t* text;
+  int32_t begin;   // of the first token
+  int32_t wrap;    // the text's index that is its first again
+  int32_t period;  // tokens, after which the chain repeats itself
+  int32_t limit;   // tokens at most
+  int32_t match_length;
+  int32_t source;
+  int32_t quarters;  // of `factor * match length` that it gives
+
+  JAX_SA_FN int32_t token(int32_t i) const {
+    const int32_t at = begin + (i < period ? i : i % period);
+    return text[at < wrap ? at : at - wrap];
+  }
+};
+
+// What follows a match in a row's own text.
+JAX_SA_FN Chain own_chain(const Slot& slot, int32_t text_length, Match match,
+                          const LookupOptions& options, int32_t limit, int32_t quarters) {
+  const int32_t period = text_length - match.end;
+  if (match.length == 0) {
+    limit = 0;
+  } else if (!options.periodic && period < limit) {
+    limit = period;
+  }
+  return {slot.tokens, match.end,    slot.max_seq_len, period,
+          limit,       match.length, kOwnSource,       quarters};
+}
+
+// The shape of a tree: chain c gives its tokens attach[c]..length[c]-1 as nodes start[c], ...; the
+// tokens before them are those of chain parent[c].
+struct TreeShape {
+  int32_t length[kMaxChains];
+  int32_t attach[kMaxChains];
+  int32_t parent[kMaxChains];
+  int32_t start[kMaxChains];
+  int32_t size;
+};
+
+template <class Warp>
+class DraftTree {
+ public:
+  JAX_SA_FN DraftTree(Warp warp, int32_t max_nodes, double draft_factor)
+      : warp_(warp), max_nodes_(max_nodes), draft_factor_(draft_factor), count_(0) {}
+
+  // Adds a candidate, the leader first.
+  JAX_SA_FN void add(Chain chain) {
+    const double wanted = std::ceil(draft_factor_ * 0.25 * chain.quarters * chain.match_length);
+    if (wanted < chain.limit) chain.limit = static_cast<int32_t>(wanted);
+    if (chain.limit > max_nodes_) chain.limit = max_nodes_;
+    if (chain.limit <= 0) return;
+    chain_[count_] = chain;
+    for (int32_t e = 0; e < count_; ++e) {
+      const Chain& earlier = chain_[e];
+      const int32_t both = chain.limit < earlier.limit ? chain.limit : earlier.limit;
+      shared_[count_][e] =
+          warp_.find_first(both, [&](int32_t i) { return chain.token(i) != earlier.token(i); });
+    }
+    ++count_;
+  }
+
+  JAX_SA_FN void write(const Trees& trees, int32_t row) const {
+    const TreeShape shape = shape_at(fitting_scale());
+    const int32_t size = shape.size < max_nodes_ ? shape.size : max_nodes_;
+    const int64_t first = static_cast<int64_t>(row) * max_nodes_;
+    warp_.only(0, [&](int32_t) { trees.length[row] = size; });
+    for (int32_t c = 0; c < count_; ++c) {
+      const Chain& chain = chain_[c];
+      const int32_t new_nodes = shape.length[c] - shape.attach[c];
+      const int32_t room = size - shape.start[c];
+      const int32_t nodes = new_nodes < room ? new_nodes : room;
+      const int32_t joint =
+          shape.attach[c] == 0 ? kTreeRoot : node_of(shape, shape.parent[c], shape.attach[c] - 1);
+      warp_.each(kWindow, [&](int32_t lane) {
+        for (int32_t i = lane; i < nodes; i += kWindow) {
+          const int64_t node = first + shape.start[c] + i;
+          trees.tokens[node] = chain.token(shape.attach[c] + i);
+          trees.parents[node] = i == 0 ? joint : shape.start[c] + i - 1;
+          trees.depth[node] = shape.attach[c] + i + 1;
+          trees.match_length[node] = chain.match_length;
+          trees.source[node] = chain.source;
+        }
+      });
+    }
+    warp_.each(kWindow, [&](int32_t lane) {
+      for (int32_t i = size + lane; i < max_nodes_; i += kWindow) {
+        trees.tokens[first + i] = kDraftFill;
+        trees.parents[first + i] = kTreeRoot;
+        trees.depth[first + i] = 0;
+        trees.match_length[first + i] = 0;
+        trees.source[first + i] = kNoSource;
+      }
+    });
+  }
+
+ private:
+  // Factors are multiples of 1 / kScaleOne, so that all of this is exact on every platform.
+  static constexpr int32_t kScaleOne = 256;
+
+  JAX_SA_FN int32_t length_at(const Chain& chain, int32_t scale) const {
+    const int64_t one = int64_t{4} * kScaleOne;
+    const int64_t wanted = (int64_t{scale} * chain.quarters * chain.match_length + one - 1) / one;
+    return wanted < chain.limit ? static_cast<int32_t>(wanted) : chain.limit;
+  }
+
+  JAX_SA_FN TreeShape shape_at(int32_t scale) const {
+    TreeShape shape{};
+#pragma unroll
+    for (int32_t c = 0; c < kMaxChains; ++c) {
+      if (c >= count_) break;
+      const int32_t length = length_at(chain_[c], scale);
+      int32_t attach = 0, parent = 0;
+#pragma unroll
+      for (int32_t e = 0; e < c; ++e) {
+        int32_t shared = shared_[c][e] < length ? shared_[c][e] : length;
+        if (shape.length[e] < shared) shared = shape.length[e];
+        if (shared > attach) attach = shared, parent = e;
+      }
+      shape.length[c] = length;
+      shape.attach[c] = attach;
+      shape.parent[c] = parent;
+      shape.start[c] = shape.size;
+      shape.size += length - attach;
+    }
+    return shape;
+  }
+
+  // The smallest factor whose tree has as many nodes as there may be, or one that cuts no chain.
+  JAX_SA_FN int32_t fitting_scale() const {
+    int32_t step = 1;
+    while (step < 4 * kScaleOne * max_nodes_ / kWindow) step *= kWindow;
+    int32_t too_small = 0;
+    for (; step >= 1; step /= kWindow) {
+      too_small += step * warp_.partition_point(kWindow, [&](int32_t i) {
+        return shape_at(too_small + (i + 1) * step).size >= max_nodes_;
+      });
+    }
+    return too_small + 1;
+  }
+
+  // The node that holds token i of a chain: its own, or one of the chain that it joins.
+  JAX_SA_FN static int32_t node_of(const TreeShape& shape, int32_t chain, int32_t i) {
+    while (i < shape.attach[chain]) chain = shape.parent[chain];
+    return shape.start[chain] + i - shape.attach[chain];
+  }
+
+  Warp warp_;
+  int32_t max_nodes_;
+  double draft_factor_;
+  int32_t count_;
+  Chain chain_[kMaxChains];
+  int32_t shared_[kMaxChains][kMaxChains];  // tokens that a chain shares with an earlier one
+};
+
+constexpr int32_t kWhole = 4, kHalf = 2;  // quarters
+
+// What the row's own text offers: its longest match, the next longest that ends elsewhere, and
+// the longest one's other occurrence.
+template <class Warp>
+JAX_SA_FN void write_tree(const Warp& warp, const Automaton<Warp>& automaton, const Slot& slot,
+                          int32_t status, const LookupOptions& options, int32_t limit,
+                          const Trees& trees, int32_t row) {
+  DraftTree<Warp> tree(warp, trees.max_nodes, options.draft_factor);
+  // A text that lost tokens predicts the wrong ones.
+  if ((status & (kFull | kOutOfRange)) == 0) {
+    const Match match = automaton.match(options.min_match, options.max_match, options.recent);
+    const Match next = automaton.next_match(match, options.min_match, options.recent);
+    const Match other = automaton.match(options.min_match, options.max_match, !options.recent);
+    const int32_t length = automaton.length();
+    tree.add(own_chain(slot, length, match, options, limit, kWhole));
+    tree.add(own_chain(slot, length, next, options, limit, kHalf));
+    tree.add(own_chain(slot, length, other, options, limit, kHalf));
+  }
+  tree.write(trees, row);
+}
+
+template <class Warp>
+JAX_SA_FN void write_no_tree(const Warp& warp, const Trees& trees, int32_t row) {
+  DraftTree<Warp>(warp, trees.max_nodes, 0.0).write(trees, row);
+}
+
+// A tree is at most as deep as `max_depth`.
+JAX_SA_FN int32_t depth_limit(const LookupOptions& options, int32_t max_depth, int32_t row) {
+  const int32_t limit = options.limits == nullptr ? max_depth : options.limits[row];
+  if (limit > max_depth) return max_depth;
+  return limit > 0 ? limit : 0;
+}
+
+struct LookupTree {
+  State state;
+  Rows rows;
+  LookupOptions options;
+  Trees trees;
+  int32_t max_depth;
+
+  int64_t num_tokens() const { return rows.count; }
+
+  template <class Warp>
+  JAX_SA_FN void operator()(const Warp& warp, int32_t row) const {
+    const int32_t named = named_slot(rows, row, state.num_slots);
+    if (named < 0) return write_no_tree(warp, trees, row);
+    const Slot slot = state.slot(named);
+    const int32_t status = *slot.status;
+    const int32_t limit = depth_limit(options, max_depth, row);
+    const Automaton<Warp> automaton(warp, slot);
+    write_tree(warp, automaton, slot, status, options, limit, trees, row);
+  }
+};
+
+struct ExtendLookupTree {
+  State state;
+  Rows rows;
+  Text text;
+  LookupOptions options;
+  Trees trees;
+  int32_t max_depth;
+
+  int64_t num_tokens() const { return int64_t{rows.count} * text.width; }
+
+  template <class Warp>
+  JAX_SA_FN void operator()(const Warp& warp, int32_t row) const {
+    const Claim claimed = claim(warp, rows, row, state.num_slots);
+    if (claimed.slot < 0) return write_no_tree(warp, trees, row);
+    const RowText tokens(text, row);
+    const Slot slot = state.slot(claimed.slot);
+    int32_t status = *slot.status;
+    const int32_t limit = depth_limit(options, max_depth, row);
+    Automaton<Warp> automaton(warp, slot);
+    status = append_text(warp, automaton, slot, tokens, status, claimed.conflict);
+    write_tree(warp, automaton, slot, status, options, limit, trees, row);
+  }
+};
+
+}  // namespace jax_sa

@@ -1,0 +1,202 @@
+"""Drafts as trees: several continuations of each text, of which the model may confirm any one.
+
+Letters: S slots, B rows, T tokens of a row, N nodes of a tree, D the deepest node's depth.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_sa._checks import check_array, check_int
+from jax_sa._targets import result_type
+from jax_sa.automaton import (
+    _call,
+    _check_limits,
+    _check_slots,
+    _check_text,
+    check_lookup,
+)
+from jax_sa.state import State, check_state
+
+ROOT = -1
+"""The parent of a node that follows the row's last token."""
+
+MAX_NODES = 1024
+"""The largest `max_nodes`."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DraftTree:
+    """Tokens that may follow each of B texts, as a tree of at most N nodes.
+
+    A path from the root down is a draft. The children of a node have different tokens, and a node
+    stands behind its parent. The most trustworthy draft comes first.
+    """
+
+    tokens: jax.Array
+    """int32[B, N] the drafted token of each node; `DRAFT_FILL` beyond `length`."""
+    parents: jax.Array
+    """int32[B, N] the node before each node; `ROOT` for those that follow the row's last token,
+    and beyond `length`."""
+    depth: jax.Array
+    """int32[B, N] nodes from the root to this one, both ends of the path: 1 for a child of the
+    root; 0 beyond `length`."""
+    match_length: jax.Array
+    """int32[B, N] tokens of the match that the node was drafted from; 0 beyond `length`."""
+    source: jax.Array
+    """int32[B, N] where the node's draft came from."""
+    length: jax.Array
+    """int32[B] nodes, 0..N."""
+
+
+def lookup_tree(
+    state: State,
+    *,
+    max_nodes: int,
+    max_draft: int | None = None,
+    slots: jax.Array | None = None,
+    limits: jax.Array | None = None,
+    min_match: int = 1,
+    max_match: int | None = None,
+    occurrence: str = "recent",
+    draft_factor: float | None = None,
+    periodic: bool = True,
+) -> DraftTree:
+    """Drafts a tree: what followed several earlier occurrences of the ends of each text.
+
+    The candidates, in this order: what `lookup` drafts, the leader; what follows the next shorter
+    suffix that occurred elsewhere; what follows the leader's match at its other occurrence, the
+    first or the most recent one. With a match of m tokens the leader gives `ceil(f * m)` tokens,
+    and each other candidate half as many, so `ceil(f / 2 * m)`. Each candidate joins the tree where
+    it parts from those before it. The factor f is, for each row, as large as it takes to fill the
+    tree; what then is beyond `max_nodes` is left out, which are the last candidates' last tokens.
+
+    Args:
+      state: of S slots; it is only read, so rows may share a slot.
+      max_nodes: N.
+      max_draft: the depth of a tree at most. None: N.
+      slots: int32[B], as in `extend`; None: all slots, B is S.
+      limits: int32[B] the depth of each row's tree at most, clipped to 0..`max_draft`. None: no
+        limit.
+      min_match: as in `lookup`, like `max_match` and `periodic`.
+      max_match: None: no limit.
+      occurrence: the occurrence that the leader follows, as in `lookup`.
+      draft_factor: f is at most this. None: no limit.
+      periodic: whether a draft goes on with its beginning where it reaches the end of the text.
+
+    Raises:
+      ValueError, TypeError: at trace time, naming the argument.
+    """
+    check_state(state)
+    max_nodes, attributes = check_lookup_tree(
+        max_nodes, max_draft, min_match, max_match, occurrence, draft_factor, periodic
+    )
+    rows, slots = _check_slots(state, slots)
+    limits = _check_limits(rows, limits)
+    types = _tree_types(state, rows, max_nodes)
+    results, _ = _call("lookup_tree", (slots, limits), state, types, attributes)
+    return DraftTree(*results)
+
+
+def extend_lookup_tree(
+    state: State,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    *,
+    max_nodes: int,
+    max_draft: int | None = None,
+    slots: jax.Array | None = None,
+    limits: jax.Array | None = None,
+    min_match: int = 1,
+    max_match: int | None = None,
+    occurrence: str = "recent",
+    draft_factor: float | None = None,
+    periodic: bool = True,
+) -> tuple[State, DraftTree]:
+    """`extend`, then `lookup_tree` of the same rows, in one kernel launch.
+
+    Arguments, results and errors are theirs, but for one thing: of rows that name one slot, only
+    the first drafts.
+    """
+    check_state(state)
+    max_nodes, attributes = check_lookup_tree(
+        max_nodes, max_draft, min_match, max_match, occurrence, draft_factor, periodic
+    )
+    tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
+    limits = _check_limits(tokens.shape[0], limits)
+    types = _tree_types(state, tokens.shape[0], max_nodes)
+    results, state = _call(
+        "extend_lookup_tree",
+        (tokens, lengths, slots, limits),
+        state,
+        types,
+        attributes,
+        updates=True,
+    )
+    return state, DraftTree(*results)
+
+
+def check_lookup_tree(max_nodes: Any, max_draft: Any, *options: Any) -> tuple[int, dict[str, Any]]:
+    """The options of a lookup of trees, checked: `max_nodes`, and the attributes of its targets."""
+    max_nodes = check_int("max_nodes", max_nodes, 1, MAX_NODES)
+    max_draft, attributes = check_lookup(max_nodes if max_draft is None else max_draft, *options)
+    return max_nodes, {"max_draft": max_draft, **attributes}
+
+
+def ancestors(tree: DraftTree) -> jax.Array:
+    """bool[B, N, N] whether node k (last axis) is node i or above it in the tree.
+
+    A place beyond `length` is above no node, and only itself is above it.
+    """
+    rows, max_nodes = tree.parents.shape
+    above = jnp.broadcast_to(jnp.eye(max_nodes, dtype=bool)[None], (rows, max_nodes, max_nodes))
+    # Each round looks twice as far up. The root is an index that no node has.
+    up = jnp.where(tree.parents == ROOT, max_nodes, tree.parents)
+    row = jnp.arange(rows, dtype=jnp.int32)[:, None]
+    for _ in range(max(max_nodes - 1, 1).bit_length()):
+        above |= above.at[row, up].get(mode="fill", fill_value=False)
+        up = up.at[row, up].get(mode="fill", fill_value=max_nodes)
+    return above
+
+
+def tree_mask(tree: DraftTree) -> jax.Array:
+    """What each token of a tree's block attends to within the block.
+
+    The block of a row is its last token, at place 0, and then the nodes: node i at place 1 + i. Its
+    positions in the text are those of the last token plus 0 and `tree.depth`.
+
+    Args:
+      tree: of B rows and N nodes.
+
+    Returns:
+      bool[B, 1 + N, 1 + N]: whether the token at a place (second axis) attends to the one at
+      another (last axis): to itself, to the nodes above it, and to the last token. All attend to
+      the whole text before the block as well.
+
+    Raises:
+      ValueError, TypeError: at trace time, for a wrong shape or dtype.
+    """
+    rows, max_nodes = check_tree("tree", tree)
+    above = ancestors(tree)
+    last = jnp.ones((rows, 1 + max_nodes, 1), bool)
+    of_last = jnp.zeros((rows, 1, max_nodes), bool)
+    return jnp.concatenate([last, jnp.concatenate([of_last, above], axis=1)], axis=2)
+
+
+def check_tree(name: str, tree: Any) -> tuple[int, int]:
+    """B and N; ValueError or TypeError unless it is a tree."""
+    if not isinstance(tree, DraftTree):
+        raise TypeError(f"{name}: expected a jax_sa.DraftTree, got {type(tree).__name__}")
+    rows, max_nodes = check_array(f"{name}.tokens", tree.tokens, jnp.int32, ("B", "N"))
+    for field in ("parents", "depth", "match_length", "source"):
+        check_array(f"{name}.{field}", getattr(tree, field), jnp.int32, (rows, max_nodes))
+    check_array(f"{name}.length", tree.length, jnp.int32, (rows,))
+    return rows, max_nodes
+
+
+def _tree_types(state: State, rows: int, max_nodes: int) -> list[jax.ShapeDtypeStruct]:
+    shapes = [(rows, max_nodes)] * 5 + [(rows,)]
+    return [result_type(state.length, shape) for shape in shapes]
