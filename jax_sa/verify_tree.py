@@ -137,7 +137,7 @@ def _path(tree: DraftTree, holds: jax.Array) -> tuple[jax.Array, jax.Array]:
       tree: of B rows and N nodes.
       holds: bool[B, N]; of the children of a place, one at most.
     """
-    rows, max_nodes = holds.shape
+    max_nodes = holds.shape[1]
     holds &= _is_node(tree)
     on_path = jnp.all(jnp.where(ancestors(tree), holds[:, None], True), axis=-1)
     position = jnp.arange(1 + max_nodes, dtype=jnp.int32)[None]

@@ -84,7 +84,7 @@ def test_packed():
 
 def chain_of(draft):
     """The draft as a tree."""
-    rows, width = draft.tokens.shape
+    width = draft.tokens.shape[1]
     index = jnp.arange(width, dtype=jnp.int32)[None]
     inside = index < draft.length[:, None]
 
