@@ -32,7 +32,7 @@ extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t 
   std::mt19937 random(seed);
   ShuffledWarp warp;
   warp.random = &random;
-  int32_t scratch[3];
+  int32_t scratch[4];
   State state;
 #define ASSIGN(type, name, size) state.name = static_cast<type*>(leaves[leaf_##name]);
   JAX_SA_LEAVES(ASSIGN)
@@ -42,8 +42,9 @@ extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t 
   state.num_entries = num_entries;
   const ExtendLookup op{state,
                         {nullptr, 1},
+                        {},
                         {text, lengths, width},
                         {nullptr, 1, max_seq_len, true, true, 1e9},
-                        {draft, scratch, scratch + 1, scratch + 2, max_draft}};
+                        {draft, scratch, scratch + 1, scratch + 2, scratch + 3, max_draft}};
   op(warp, 0);
 }
