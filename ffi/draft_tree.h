@@ -16,8 +16,10 @@ namespace jax_sa {
 constexpr int32_t kTreeRoot = -1;  // the parent of a node that follows the text itself
 constexpr int32_t kMaxChains = 5;
 
-// The members of `jax_sa.Source` that a node may have.
-enum Source : int32_t { kNoSource = 0, kOwnSource = 1, kPoolSource = 2, kNeuralSource = 3 };
+// Quarters of `factor * match length` that a candidate gives.
+constexpr int32_t kOwnLeader = 4, kOwnOther = 2;
+constexpr int32_t kPoolLeader = static_cast<int32_t>(kOwnLeader * kPoolDraftFactor);
+constexpr int32_t kPoolOther = static_cast<int32_t>(kOwnOther * kPoolDraftFactor);
 
 struct Trees {
   int32_t* tokens;        // [rows, max_nodes], like all but the last
@@ -56,7 +58,18 @@ JAX_SA_FN Chain own_chain(const Slot& slot, int32_t text_length, Match match,
     limit = period;
   }
   return {slot.tokens, match.end,    slot.max_seq_len, period,
-          limit,       match.length, kOwnSource,       quarters};
+          limit,       match.length, kSourceOwn,       quarters};
+}
+
+// What follows a match in a pool, up to the end of that text.
+template <class Warp>
+JAX_SA_FN Chain pool_chain(const Warp& warp, const PoolGroup& pool, Match match, int32_t limit,
+                           int32_t quarters) {
+  if (match.length == 0) return Chain{};
+  limit = warp.find_first(limit,
+                          [&](int32_t i) { return pool.token_after(match.end, i) == kSeparator; });
+  return {pool.ring, pool.index(match.end), pool.capacity, INT32_MAX,
+          limit,     match.length,          kSourcePool,   quarters};
 }
 
 // The shape of a tree: chain c gives its tokens attach[c]..length[c]-1 as nodes start[c], ...; the
@@ -120,7 +133,7 @@ class DraftTree {
         trees.parents[first + i] = kTreeRoot;
         trees.depth[first + i] = 0;
         trees.match_length[first + i] = 0;
-        trees.source[first + i] = kNoSource;
+        trees.source[first + i] = kSourceNone;
       }
     });
   }
@@ -184,25 +197,38 @@ class DraftTree {
   int32_t shared_[kMaxChains][kMaxChains];  // tokens that a chain shares with an earlier one
 };
 
-constexpr int32_t kWhole = 4, kHalf = 2;  // quarters
-
-// What the row's own text offers: its longest match, the next longest that ends elsewhere, and
-// the longest one's other occurrence.
+// The candidates: the longest match in the row's own text or, if it is longer, in the pool; that of
+// the other; the pool's best with another next token; the text's next longest that ends elsewhere;
+// its longest one's other occurrence.
 template <class Warp>
 JAX_SA_FN void write_tree(const Warp& warp, const Automaton<Warp>& automaton, const Slot& slot,
-                          int32_t status, const LookupOptions& options, int32_t limit,
-                          const Trees& trees, int32_t row) {
+                          const PoolGroup& pool, int32_t status, const LookupOptions& options,
+                          int32_t limit, const Trees& trees, int32_t row) {
   DraftTree<Warp> tree(warp, trees.max_nodes, options.draft_factor);
   // A text that lost tokens predicts the wrong ones.
-  if ((status & (kFull | kOutOfRange)) == 0) {
-    const Match match = automaton.match(options.min_match, options.max_match, options.recent);
-    const Match next = automaton.next_match(match, options.min_match, options.recent);
-    const Match other = automaton.match(options.min_match, options.max_match, !options.recent);
-    const int32_t length = automaton.length();
-    tree.add(own_chain(slot, length, match, options, limit, kWhole));
-    tree.add(own_chain(slot, length, next, options, limit, kHalf));
-    tree.add(own_chain(slot, length, other, options, limit, kHalf));
+  if ((status & (kFull | kOutOfRange)) != 0) return tree.write(trees, row);
+  const int32_t length = automaton.length();
+  const PoolSearch<Warp> search(warp, pool, slot.tokens, length);
+  const Match best = automaton.match(options.min_match, options.max_match, options.recent);
+  const Match next = automaton.next_match(best, options.min_match, options.recent);
+  const Match other = automaton.match(options.min_match, options.max_match, !options.recent);
+  const PoolMatches found = search.matches(options.min_match, options.max_match);
+  const auto add_own = [&](Match match, int32_t quarters) {
+    tree.add(own_chain(slot, length, match, options, limit, quarters));
+  };
+  const auto add_pool = [&](Match match, int32_t quarters) {
+    tree.add(pool_chain(warp, pool, match, limit, quarters));
+  };
+  if (found.best.length > best.length) {
+    add_pool(found.best, kPoolLeader);
+    add_own(best, kOwnOther);
+  } else {
+    add_own(best, kOwnLeader);
+    add_pool(found.best, kPoolOther);
   }
+  add_pool(found.second, kPoolOther);
+  add_own(next, kOwnOther);
+  add_own(other, kOwnOther);
   tree.write(trees, row);
 }
 
@@ -221,6 +247,7 @@ JAX_SA_FN int32_t depth_limit(const LookupOptions& options, int32_t max_depth, i
 struct LookupTree {
   State state;
   Rows rows;
+  PoolView pool;
   LookupOptions options;
   Trees trees;
   int32_t max_depth;
@@ -234,14 +261,16 @@ struct LookupTree {
     const Slot slot = state.slot(named);
     const int32_t status = *slot.status;
     const int32_t limit = depth_limit(options, max_depth, row);
+    const PoolGroup group = pool.of_row(row);
     const Automaton<Warp> automaton(warp, slot);
-    write_tree(warp, automaton, slot, status, options, limit, trees, row);
+    write_tree(warp, automaton, slot, group, status, options, limit, trees, row);
   }
 };
 
 struct ExtendLookupTree {
   State state;
   Rows rows;
+  PoolView pool;
   Text text;
   LookupOptions options;
   Trees trees;
@@ -257,9 +286,10 @@ struct ExtendLookupTree {
     const Slot slot = state.slot(claimed.slot);
     int32_t status = *slot.status;
     const int32_t limit = depth_limit(options, max_depth, row);
+    const PoolGroup group = pool.of_row(row);
     Automaton<Warp> automaton(warp, slot);
     status = append_text(warp, automaton, slot, tokens, status, claimed.conflict);
-    write_tree(warp, automaton, slot, status, options, limit, trees, row);
+    write_tree(warp, automaton, slot, group, status, options, limit, trees, row);
   }
 };
 

@@ -24,6 +24,7 @@ struct DraftTreeHandlers {
   using Context = typename Runner::Context;
 
   static ffi::Error lookup(typename Runner::Value context, Ints<1> slots, Ints<1> limits,
+                           Ints<1> groups, Ints<2> ring, Ints<1> head, Ints<3> table,
                            ffi::RemainingArgs leaves, IntsOut<2> tokens, IntsOut<2> parents,
                            IntsOut<2> depth, IntsOut<2> match_length, IntsOut<2> source,
                            IntsOut<1> length, int64_t max_draft, int64_t min_match,
@@ -31,16 +32,21 @@ struct DraftTreeHandlers {
     const ffi::ErrorOr<State> state = state_from(leaves);
     if (state.has_error()) return state.error();
     const Rows rows = rows_from(slots, tokens->dimensions()[0]);
-    return Runner{context}(LookupTree{
-        *state, rows, options_from(limits, min_match, max_match, recent, periodic, draft_factor),
-        trees_from(tokens, parents, depth, match_length, source, length),
-        static_cast<int32_t>(max_draft)});
+    return Runner{context}(
+        LookupTree{*state, rows, pool_view_from(groups, ring, head, table),
+                   options_from(limits, min_match, max_match, recent, periodic, draft_factor),
+                   trees_from(tokens, parents, depth, match_length, source, length),
+                   static_cast<int32_t>(max_draft)});
   }
   static auto bind_lookup() {
     return ffi::Ffi::Bind()
         .Ctx<Context>()
         .template Arg<Ints<1>>()  // slots
         .template Arg<Ints<1>>()  // limits
+        .template Arg<Ints<1>>()  // groups
+        .template Arg<Ints<2>>()  // pool: ring
+        .template Arg<Ints<1>>()  // pool: head
+        .template Arg<Ints<3>>()  // pool: table
         .RemainingArgs()          // state
         .template Ret<Ints<2>>()  // tokens
         .template Ret<Ints<2>>()  // parents
@@ -57,7 +63,8 @@ struct DraftTreeHandlers {
   }
 
   static ffi::Error extend_lookup(typename Runner::Value context, Ints<2> text, Ints<1> lengths,
-                                  Ints<1> slots, Ints<1> limits, ffi::RemainingArgs leaves,
+                                  Ints<1> slots, Ints<1> limits, Ints<1> groups, Ints<2> ring,
+                                  Ints<1> head, Ints<3> table, ffi::RemainingArgs leaves,
                                   IntsOut<2> tokens, IntsOut<2> parents, IntsOut<2> depth,
                                   IntsOut<2> match_length, IntsOut<2> source, IntsOut<1> length,
                                   ffi::RemainingRets updated, int64_t max_draft, int64_t min_match,
@@ -67,11 +74,11 @@ struct DraftTreeHandlers {
     if (state.has_error()) return state.error();
     if (ffi::Error error = check_in_place(leaves, updated); error.failure()) return error;
     const Rows rows = rows_from(slots, tokens->dimensions()[0]);
-    return Runner{context}(
-        ExtendLookupTree{*state, rows, text_from(text, lengths),
-                         options_from(limits, min_match, max_match, recent, periodic, draft_factor),
-                         trees_from(tokens, parents, depth, match_length, source, length),
-                         static_cast<int32_t>(max_draft)});
+    return Runner{context}(ExtendLookupTree{
+        *state, rows, pool_view_from(groups, ring, head, table), text_from(text, lengths),
+        options_from(limits, min_match, max_match, recent, periodic, draft_factor),
+        trees_from(tokens, parents, depth, match_length, source, length),
+        static_cast<int32_t>(max_draft)});
   }
   static auto bind_extend_lookup() {
     return ffi::Ffi::Bind()
@@ -80,6 +87,10 @@ struct DraftTreeHandlers {
         .template Arg<Ints<1>>()  // lengths
         .template Arg<Ints<1>>()  // slots
         .template Arg<Ints<1>>()  // limits
+        .template Arg<Ints<1>>()  // groups
+        .template Arg<Ints<2>>()  // pool: ring
+        .template Arg<Ints<1>>()  // pool: head
+        .template Arg<Ints<3>>()  // pool: table
         .RemainingArgs()          // state
         .template Ret<Ints<2>>()  // tokens
         .template Ret<Ints<2>>()  // parents

@@ -14,10 +14,12 @@ from jax_sa._targets import result_type
 from jax_sa.automaton import (
     _call,
     _check_limits,
+    _check_seen,
     _check_slots,
     _check_text,
     check_lookup,
 )
+from jax_sa.pool import Pool
 from jax_sa.state import State, check_state
 
 ROOT = -1
@@ -47,7 +49,7 @@ class DraftTree:
     match_length: jax.Array
     """int32[B, N] tokens of the match that the node was drafted from; 0 beyond `length`."""
     source: jax.Array
-    """int32[B, N] where the node's draft came from."""
+    """int32[B, N] a `Source`: where that match is; `Source.NONE` beyond `length`."""
     length: jax.Array
     """int32[B] nodes, 0..N."""
 
@@ -64,15 +66,20 @@ def lookup_tree(
     occurrence: str = "recent",
     draft_factor: float | None = None,
     periodic: bool = True,
+    pool: Pool | None = None,
+    groups: jax.Array | None = None,
 ) -> DraftTree:
     """Drafts a tree: what followed several earlier occurrences of the ends of each text.
 
-    The candidates, in this order: what `lookup` drafts, the leader; what follows the next shorter
-    suffix that occurred elsewhere; what follows the leader's match at its other occurrence, the
-    first or the most recent one. With a match of m tokens the leader gives `ceil(f * m)` tokens,
-    and each other candidate half as many, so `ceil(f / 2 * m)`. Each candidate joins the tree where
-    it parts from those before it. The factor f is, for each row, as large as it takes to fill the
-    tree; what then is beyond `max_nodes` is left out, which are the last candidates' last tokens.
+    The candidates, in this order: what `lookup` drafts, the leader, from the row's own text or
+    from the pool; what it would draft from the other of the two; the best match in the pool that
+    another token follows; the text's next shorter suffix that occurred elsewhere; the other
+    occurrence, the first or the most recent one, of its longest. With a match of m tokens the
+    leader gives `ceil(f * m)` tokens, and each other candidate half as many; half of that again
+    where it is from the pool. Each joins the tree where it parts from those before it.
+
+    The factor f is, for each row, as large as it takes to fill the tree; what then is beyond
+    `max_nodes` is left out, which are the last candidates' last tokens.
 
     Args:
       state: of S slots; it is only read, so rows may share a slot.
@@ -81,11 +88,13 @@ def lookup_tree(
       slots: int32[B], as in `extend`; None: all slots, B is S.
       limits: int32[B] the depth of each row's tree at most, clipped to 0..`max_draft`. None: no
         limit.
-      min_match: as in `lookup`, like `max_match` and `periodic`.
+      min_match: as in `lookup`, like all that follow but one.
       max_match: None: no limit.
-      occurrence: the occurrence that the leader follows, as in `lookup`.
+      occurrence: the occurrence in its own text that a row follows first.
       draft_factor: f is at most this. None: no limit.
       periodic: whether a draft goes on with its beginning where it reaches the end of the text.
+      pool: None: the text alone.
+      groups: int32[B]. None: group 0 for all rows.
 
     Raises:
       ValueError, TypeError: at trace time, naming the argument.
@@ -97,7 +106,8 @@ def lookup_tree(
     rows, slots = _check_slots(state, slots)
     limits = _check_limits(rows, limits)
     types = _tree_types(state, rows, max_nodes)
-    results, _ = _call("lookup_tree", (slots, limits), state, types, attributes)
+    arguments = (slots, limits, *_check_seen(rows, pool, groups))
+    results, _ = _call("lookup_tree", arguments, state, types, attributes)
     return DraftTree(*results)
 
 
@@ -115,6 +125,8 @@ def extend_lookup_tree(
     occurrence: str = "recent",
     draft_factor: float | None = None,
     periodic: bool = True,
+    pool: Pool | None = None,
+    groups: jax.Array | None = None,
 ) -> tuple[State, DraftTree]:
     """`extend`, then `lookup_tree` of the same rows, in one kernel launch.
 
@@ -126,16 +138,11 @@ def extend_lookup_tree(
         max_nodes, max_draft, min_match, max_match, occurrence, draft_factor, periodic
     )
     tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
-    limits = _check_limits(tokens.shape[0], limits)
-    types = _tree_types(state, tokens.shape[0], max_nodes)
-    results, state = _call(
-        "extend_lookup_tree",
-        (tokens, lengths, slots, limits),
-        state,
-        types,
-        attributes,
-        updates=True,
-    )
+    rows = tokens.shape[0]
+    limits = _check_limits(rows, limits)
+    types = _tree_types(state, rows, max_nodes)
+    arguments = (tokens, lengths, slots, limits, *_check_seen(rows, pool, groups))
+    results, state = _call("extend_lookup_tree", arguments, state, types, attributes, updates=True)
     return state, DraftTree(*results)
 
 

@@ -1,5 +1,7 @@
 """lookup_tree and extend_lookup_tree against the reference; masks against walks up the tree."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import texts
 import tree_reference
 from calls import int32, pad, reference_of
+from pool_reference import Group
 from reference import Automaton
 
 import jax_sa
@@ -40,7 +43,7 @@ def nodes_of(tree, row):
 
 def expected(automaton, max_nodes, max_draft=None, draft_factor=None, **options):
     depth = max_nodes if max_draft is None else min(max_draft, max_nodes)
-    candidates = tree_reference.own_candidates(automaton, depth, **options)
+    candidates = tree_reference.candidates(automaton, depth, **options)
     return tree_reference.tree(candidates, max_nodes, draft_factor)
 
 
@@ -56,6 +59,63 @@ def test_every_token(name):
         assert nodes_of(tree, 0) == expected(automaton, **options)
         if n % 5 == 0:
             assert nodes_of(_lookup_tree(state, **options), 0) == expected(automaton, **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("capacity", [64, 1024])
+def test_with_a_pool(capacity, seed):
+    """Texts of few tokens, so that all candidates differ, and a ring that wraps or does not."""
+    random = np.random.default_rng(seed)
+    pool, groups = jax_sa.init_pool(capacity, num_groups=2), [Group(capacity), Group(capacity)]
+    text = random.integers(0, 5, 300).tolist()
+    state, automaton = jax_sa.init(1, len(text)), Automaton(len(text))
+    sources = set()
+    for n, begin in enumerate(range(0, len(text), 3)):
+        block = text[begin : begin + 3]
+        for token in block:
+            automaton.append(token)
+        other = random.integers(0, 5, 30).tolist()
+        pool = jax_sa.insert(pool, int32([other]), int32([30]), groups=int32([n % 2]))
+        groups[n % 2].insert([other])
+        options, seen = LOOKUPS[n % len(LOOKUPS)], n % 3 - 1
+        state, tree = _extend_lookup_tree(
+            state, int32([block]), int32([3]), pool=pool, groups=int32([seen]), **options
+        )
+        group = groups[seen] if seen >= 0 else None
+        nodes = nodes_of(tree, 0)
+        assert nodes == expected(automaton, group=group, **options)
+        sources.add(frozenset(source for *_, source in nodes))
+        again = _lookup_tree(state, pool=pool, groups=int32([seen]), **options)
+        assert nodes_of(again, 0) == nodes
+    assert {jax_sa.Source.OWN, jax_sa.Source.POOL} in sources
+
+
+def test_group_zero_is_seen_where_none_is_named():
+    pool = jax_sa.insert(jax_sa.init_pool(64), int32([[1, 2, 3, 4, 5]]), int32([5]))
+    state = jax_sa.extend(jax_sa.init(2, 8), int32([[2, 3], [7, 7]]), int32([2, 2]))
+    tree = _lookup_tree(state, max_nodes=8, pool=pool)
+    assert nodes_of(tree, 0) == [(4, -1, 1, 2, 2), (5, 0, 2, 2, 2)]
+    assert {source for *_, source in nodes_of(tree, 1)} == {jax_sa.Source.OWN}
+
+
+def test_a_pool_of_garbage_is_safe():
+    """Whatever a pool holds, a tree holds what stands in its ring, or in the text."""
+    random = np.random.default_rng(0)
+    text = random.integers(-3, 3, 40).tolist()
+    state = jax_sa.extend(jax_sa.init(1, 40), int32([text]), int32([40]))
+    empty = jax_sa.init_pool(32)
+    for _ in range(50):
+        ring = random.integers(-3, 3, empty.ring.shape)
+        pool = dataclasses.replace(
+            empty,
+            ring=int32(ring),
+            head=int32(random.choice([-(2**31), -1, 5, 31, 32, 100, 2**31 - 1], 1)),
+            table=int32(random.integers(-(2**31), 2**31, empty.table.shape)),
+        )
+        if random.random() < 0.5:
+            pool = dataclasses.replace(pool, table=int32(random.integers(0, 120, pool.table.shape)))
+        nodes = nodes_of(_lookup_tree(state, max_nodes=24, pool=pool), 0)
+        assert {token for token, *_ in nodes} <= set(range(-3, 3)) and len(nodes) > 0
 
 
 def test_the_leader_is_the_draft_of_lookup():

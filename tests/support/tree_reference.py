@@ -6,10 +6,11 @@ import fractions
 import itertools
 import math
 
+from pool_reference import INT32_MAX, NO_HIT
 from reference import WINDOW, Match, draft
 
 WHOLE, HALF = fractions.Fraction(1), fractions.Fraction(1, 2)
-OWN = 1
+OWN, POOL = 1, 2
 STEP = fractions.Fraction(1, 256)  # of factors
 
 
@@ -26,19 +27,40 @@ class Candidate:
         return self.tokens[: math.ceil(factor * self.share * self.match_length)]
 
 
-def own_candidates(
-    automaton, depth, min_match=1, max_match=None, occurrence="recent", periodic=True
+def candidates(
+    automaton,
+    depth,
+    group=None,
+    min_match=1,
+    max_match=None,
+    occurrence="recent",
+    periodic=True,
 ):
+    """In their order; `group` is the part of a pool that the text may see."""
     other = {"recent": "first", "first": "recent"}[occurrence]
     best = automaton.lookup(min_match, max_match, occurrence)
-    matches = [
-        (best, WHOLE),
-        (_next_match(automaton, best, min_match, occurrence), HALF),
-        (automaton.lookup(min_match, max_match, other), HALF),
-    ]
+    found = second = NO_HIT
+    if group is not None:
+        capped = INT32_MAX if max_match is None else max_match
+        found, second = group.lookup(automaton.text, min_match, capped)
+
+    def own(match, share):
+        tokens = draft(automaton.text, match, depth, periodic=periodic)
+        return Candidate(tokens, match.length, OWN, share)
+
+    def pooled(hit, share):
+        tokens = group.draft(hit, depth) if hit.length else []
+        return Candidate(tokens, hit.length, POOL, share / 2)
+
+    if found.length > best.length:
+        first_two = [pooled(found, WHOLE), own(best, HALF)]
+    else:
+        first_two = [own(best, WHOLE), pooled(found, HALF)]
     return [
-        Candidate(draft(automaton.text, match, depth, periodic=periodic), match.length, OWN, share)
-        for match, share in matches
+        *first_two,
+        pooled(second, HALF),
+        own(_next_match(automaton, best, min_match, occurrence), HALF),
+        own(automaton.lookup(min_match, max_match, other), HALF),
     ]
 
 
