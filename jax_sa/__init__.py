@@ -30,6 +30,7 @@ from jax_sa.automaton import validate as validate
 from jax_sa.budget import share_budget as share_budget
 from jax_sa.buffers import Copied as Copied
 from jax_sa.buffers import fused_copy as fused_copy
+from jax_sa.cache_moves import move_entries as move_entries
 from jax_sa.calibration import Calibration as Calibration
 from jax_sa.decoder import Decoder as Decoder
 from jax_sa.decoder import Generation as Generation
@@ -68,6 +69,7 @@ from jax_sa.state import get_state_size as get_state_size
 from jax_sa.state import init as init
 from jax_sa.storage import load as load
 from jax_sa.storage import save as save
+from jax_sa.tree_block import TreeBlock as TreeBlock
 from jax_sa.verify import Accepted as Accepted
 from jax_sa.verify import accept_greedy as accept_greedy
 from jax_sa.verify import accept_sampled as accept_sampled

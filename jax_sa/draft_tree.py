@@ -169,6 +169,19 @@ def ancestors(tree: DraftTree) -> jax.Array:
     return above
 
 
+def siblings(tree: DraftTree) -> jax.Array:
+    """bool[B, N, N] whether two nodes have one parent; a node is its own sibling."""
+    inside = is_node(tree)
+    same = tree.parents[:, :, None] == tree.parents[:, None]
+    return same & inside[:, :, None] & inside[:, None]
+
+
+def is_node(tree: DraftTree) -> jax.Array:
+    """bool[B, N] the places that hold a node."""
+    index = jnp.arange(tree.tokens.shape[1], dtype=jnp.int32)[None]
+    return index < tree.length[:, None]
+
+
 def tree_mask(tree: DraftTree) -> jax.Array:
     """What each token of a tree's block attends to within the block.
 
@@ -191,6 +204,13 @@ def tree_mask(tree: DraftTree) -> jax.Array:
     last = jnp.ones((rows, 1 + max_nodes, 1), bool)
     of_last = jnp.zeros((rows, 1, max_nodes), bool)
     return jnp.concatenate([last, jnp.concatenate([of_last, above], axis=1)], axis=2)
+
+
+def no_trees(rows: int, max_nodes: int) -> DraftTree:
+    """Trees without nodes."""
+    zeros = jnp.zeros((rows, max_nodes), jnp.int32)
+    roots = jnp.full((rows, max_nodes), ROOT, jnp.int32)
+    return DraftTree(zeros, roots, zeros, zeros, zeros, jnp.zeros(rows, jnp.int32))
 
 
 def check_tree(name: str, tree: Any) -> tuple[int, int]:

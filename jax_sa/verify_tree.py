@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_sa.automaton import DRAFT_FILL
-from jax_sa.draft_tree import ROOT, DraftTree, ancestors, check_tree
+from jax_sa.draft_tree import ROOT, DraftTree, ancestors, check_tree, is_node, siblings
 from jax_sa.sampling import Sampling, check_sampling, distribution, spread
 from jax_sa.verify import (
     Accepted,
@@ -108,17 +108,17 @@ def accept_tree_sampled(
     token = jnp.clip(tree.tokens, 0, vocabulary - 1)
     judge = _of_parents(tree, place)
     probability = target.at(judge).probability(logits[judge, token], token)
-    probability = jnp.where(known & _is_node(tree), probability, 0.0)
-    siblings = _siblings(tree)
-    before = siblings & jnp.tri(max_nodes, k=-1, dtype=bool)[None]
+    probability = jnp.where(known & is_node(tree), probability, 0.0)
+    same_parent = siblings(tree)
+    before = same_parent & jnp.tri(max_nodes, k=-1, dtype=bool)[None]
     low = jnp.sum(jnp.where(before, probability[:, None], 0.0), axis=-1)
     uniform = jax.random.uniform(confirm_key, (rows, max_nodes), jnp.float32)
-    chance = jnp.take_along_axis(uniform, jnp.argmax(siblings, axis=-1), axis=1)
+    chance = jnp.take_along_axis(uniform, jnp.argmax(same_parent, axis=-1), axis=1)
     path, length = _path(tree, (chance >= low) & (chance < low + probability))
 
     # The model's own token comes where no child's was drawn, so it is none of theirs.
     last = jnp.take_along_axis(path, length[:, None] - 1, axis=1)
-    refused = jnp.where((tree.parents == last - 1) & _is_node(tree), tree.tokens, -1)
+    refused = jnp.where((tree.parents == last - 1) & is_node(tree), tree.tokens, -1)
     here = jnp.take_along_axis(place, last, axis=1)[:, 0]
     scores = target.at(here).scores(logits[here])
     own = jax.random.categorical(draw_key, _without(scores, refused)).astype(jnp.int32)
@@ -138,7 +138,7 @@ def _path(tree: DraftTree, holds: jax.Array) -> tuple[jax.Array, jax.Array]:
       holds: bool[B, N]; of the children of a place, one at most.
     """
     max_nodes = holds.shape[1]
-    holds &= _is_node(tree)
+    holds &= is_node(tree)
     on_path = jnp.all(jnp.where(ancestors(tree), holds[:, None], True), axis=-1)
     position = jnp.arange(1 + max_nodes, dtype=jnp.int32)[None]
     depth = jnp.where(on_path, tree.depth, 0)
@@ -171,16 +171,3 @@ def _accepted(emitted: jax.Array, length: jax.Array) -> Accepted:
 def _of_parents(tree: DraftTree, of_places: jax.Array) -> jax.Array:
     """[B, N] of [B, 1 + N] values of the places, for each node that of its parent's."""
     return jnp.take_along_axis(of_places, tree.parents - ROOT, axis=1, mode="clip")
-
-
-def _siblings(tree: DraftTree) -> jax.Array:
-    """bool[B, N, N] whether two nodes have one parent; a node is its own sibling."""
-    same = tree.parents[:, :, None] == tree.parents[:, None]
-    is_node = _is_node(tree)
-    return same & is_node[:, :, None] & is_node[:, None]
-
-
-def _is_node(tree: DraftTree) -> jax.Array:
-    """bool[B, N] the places that hold a node."""
-    index = jnp.arange(tree.tokens.shape[1], dtype=jnp.int32)[None]
-    return index < tree.length[:, None]

@@ -29,6 +29,10 @@ class Cache:
     """int32[B, C] what the drafter was told."""
     heard_length: jax.Array
 
+    def move(self, start, path):
+        moved = jax_sa.move_entries(self.tokens, start, path, axes=(0, 1))
+        return dataclasses.replace(self, tokens=moved)
+
 
 def init_cache(rows, capacity):
     return Cache(
@@ -55,6 +59,29 @@ def model(params, tokens, cache):
     checksum = jnp.take_along_axis(sums, position, axis=1, mode="clip")
     before = jnp.take_along_axis(text, jnp.maximum(position - 1, 0), axis=1, mode="clip")
     before = jnp.where(position > 0, before, 0)
+    ruled = params[before, tokens]
+    chosen = jnp.where(checksum % SURPRISE == 0, checksum % VOCABULARY, ruled)
+    return jax.nn.one_hot(chosen, VOCABULARY), dataclasses.replace(cache, tokens=text)
+
+
+def tree_model(params, tokens, cache, tree=None):
+    """As `model`, and for trees: each token reads its own path as a text of its own."""
+    if tree is None:
+        return model(params, tokens, cache)
+    text = append(cache.tokens, cache.length, tokens)
+    place = jnp.arange(text.shape[1], dtype=jnp.int32)
+    node = place - tree.start[..., None]  # [B, T, C]
+    seen = jnp.take_along_axis(tree.nodes, jnp.clip(node, 0, tree.nodes.shape[-1] - 1), axis=-1) & (
+        node < tree.nodes.shape[-1]
+    )
+    seen |= node < 0
+    # The position in the text of each entry that is seen: how many are seen before it.
+    position = jnp.cumsum(seen.astype(jnp.int32), axis=-1)
+    terms = jnp.where(seen, (text[:, None] + 1) * (position * position % 97), 0)
+    checksum = jnp.sum(terms, axis=-1) % MODULUS
+    before = jnp.sum(
+        jnp.where(seen & (position == tree.positions[..., None]), text[:, None], 0), -1
+    )
     ruled = params[before, tokens]
     chosen = jnp.where(checksum % SURPRISE == 0, checksum % VOCABULARY, ruled)
     return jax.nn.one_hot(chosen, VOCABULARY), dataclasses.replace(cache, tokens=text)
