@@ -16,7 +16,7 @@ def insert(state: State, built: State, slot: jax.Array | int) -> State: ...
 def insert(
     pool: Pool, tokens: jax.Array, lengths: jax.Array, *, groups: jax.Array | None = None
 ) -> Pool: ...
-def insert(into: State | Pool, *arguments: Any, **options: Any) -> State | Pool:
+def insert(*arguments: Any, **options: Any) -> State | Pool:
     """Puts a text that was built into a slot of a state, or texts into a pool.
 
     `insert(state, built, slot)` makes one slot a copy of the only slot of another state, seed and
@@ -40,5 +40,5 @@ def insert(into: State | Pool, *arguments: Any, **options: Any) -> State | Pool:
     Raises:
       ValueError, TypeError: at trace time, for a wrong shape or dtype, or an int out of range.
     """
-    insert = insert_texts if isinstance(into, Pool) else insert_built
-    return insert(into, *arguments, **options)
+    into_pool = isinstance(arguments[0], Pool) if arguments else "pool" in options
+    return (insert_texts if into_pool else insert_built)(*arguments, **options)

@@ -143,7 +143,7 @@ def test_brute_force_agrees_with_the_reference(vocabulary):
 
 
 def test_what_is_found_stands_in_the_pool():
-    """Whatever wraps, collides and is forgotten: no draft shows other text, or runs past its end."""
+    """Whatever wraps, collides and is forgotten: no draft shows other text or passes its end."""
     generator = np.random.default_rng(0)
     capacity, longest = 32, 12
     pool, log = jax_sa.init_pool(capacity), []
@@ -166,18 +166,18 @@ def test_what_is_found_stands_in_the_pool():
     assert found > 50
 
 
-@pytest.mark.parametrize("room", [0, 1, 5, 30, 200])
+@pytest.mark.parametrize("room", [0, 1, 5, 30, 62])
 def test_rebasing(room):
     """A pool whose positions are about to exceed int32 goes on as one whose are small."""
     capacity = 64
-    start = (2**31 - 1) // capacity * capacity - capacity
+    start = 2**31 - 2 * capacity
     generator = np.random.default_rng(room)
     pool, group = jax_sa.init_pool(capacity), Group(capacity, start)
     pool = dataclasses.replace(pool, head=int32([start]))
     fresh = jax_sa.init_pool(capacity)
-    filler = random_texts(generator, 3, count=1, longest=0) + [[1] * (capacity - room % capacity)]
+    first = [[1] * (capacity - room)]
     for call in range(12):
-        rows = filler if call == 0 else random_texts(generator, 3, count=2, longest=20)
+        rows = first if call == 0 else random_texts(generator, 3, count=2, longest=20)
         pool, fresh = insert(pool, rows), insert(fresh, rows)
         group.insert(rows)
         assert_pool_equals(pool, group)
@@ -216,7 +216,8 @@ def test_a_text_as_long_as_the_pool(length):
 def test_a_separator_in_a_text_ends_it():
     text = [1, 2, 3, SEPARATOR, 4, 5, 6]
     pool = insert(jax_sa.init_pool(64), [text])
-    jax.tree.map(np.testing.assert_array_equal, pool, insert(jax_sa.init_pool(64), [[1, 2, 3], [4, 5, 6]]))
+    other = insert(jax_sa.init_pool(64), [[1, 2, 3], [4, 5, 6]])
+    jax.tree.map(np.testing.assert_array_equal, pool, other)
     state = extend(jax_sa.init(4, 8), [[9, 2], [9, 3], [3, SEPARATOR], [SEPARATOR, 4]])
     draft = lookup(state, pool=pool, max_draft=4)
     assert draft.tokens.tolist() == [[3, 0, 0, 0], [0] * 4, [0] * 4, [5, 6, 0, 0]]

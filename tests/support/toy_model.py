@@ -69,7 +69,7 @@ def tree_model(params, tokens, cache, tree=None):
     if tree is None:
         return model(params, tokens, cache)
     text = append(cache.tokens, cache.length, tokens)
-    place = jnp.arange(text.shape[1], dtype=jnp.int32)
+    place = jnp.arange(text.shape[1], dtype=jnp.int32)[None, None]
     node = place - tree.start[..., None]  # [B, T, C]
     seen = jnp.take_along_axis(tree.nodes, jnp.clip(node, 0, tree.nodes.shape[-1] - 1), axis=-1) & (
         node < tree.nodes.shape[-1]
