@@ -64,24 +64,31 @@ def model(params, tokens, cache):
     return jax.nn.one_hot(chosen, VOCABULARY), dataclasses.replace(cache, tokens=text)
 
 
+def read_paths(text, tree):
+    """Of each token of a block [B, T] the token before it on its path, and what it attends to.
+
+    That is bool[B, T, C], by entry of the cache, and the position in the token's text of each
+    entry, int32[B, T, C].
+    """
+    entry = jnp.arange(text.shape[1], dtype=jnp.int32)[None, None]
+    node = entry - tree.start[..., None]
+    last = tree.nodes.shape[-1] - 1
+    seen = jnp.take_along_axis(tree.nodes, jnp.clip(node, 0, last), axis=-1) & (node <= last)
+    seen |= node < 0
+    position = jnp.cumsum(seen.astype(jnp.int32), axis=-1) - 1
+    is_before = seen & (position == tree.positions[..., None] - 1)
+    return jnp.sum(jnp.where(is_before, text[:, None], 0), axis=-1), seen, position
+
+
 def tree_model(params, tokens, cache, tree=None):
-    """As `model`, and for trees: each token reads its own path as a text of its own."""
+    """As `model`, and for trees: each token reads its path as a text of its own."""
     if tree is None:
         return model(params, tokens, cache)
     text = append(cache.tokens, cache.length, tokens)
-    place = jnp.arange(text.shape[1], dtype=jnp.int32)[None, None]
-    node = place - tree.start[..., None]  # [B, T, C]
-    seen = jnp.take_along_axis(tree.nodes, jnp.clip(node, 0, tree.nodes.shape[-1] - 1), axis=-1) & (
-        node < tree.nodes.shape[-1]
-    )
-    seen |= node < 0
-    # The position in the text of each entry that is seen: how many are seen before it.
-    position = jnp.cumsum(seen.astype(jnp.int32), axis=-1)
-    terms = jnp.where(seen, (text[:, None] + 1) * (position * position % 97), 0)
+    before, seen, position = read_paths(text, tree)
+    place = 1 + position
+    terms = jnp.where(seen, (text[:, None] + 1) * (place * place % 97), 0)
     checksum = jnp.sum(terms, axis=-1) % MODULUS
-    before = jnp.sum(
-        jnp.where(seen & (position == tree.positions[..., None]), text[:, None], 0), -1
-    )
     ruled = params[before, tokens]
     chosen = jnp.where(checksum % SURPRISE == 0, checksum % VOCABULARY, ruled)
     return jax.nn.one_hot(chosen, VOCABULARY), dataclasses.replace(cache, tokens=text)
