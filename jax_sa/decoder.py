@@ -164,12 +164,12 @@ class Decoder(DraftOptions):
     """None: no neural drafts."""
     stop_tokens: tuple[int, ...] = ()
     """A row ends with the first of them that it emits."""
-    tree_nodes: int | None = None
-    """N, the nodes of a tree of drafts at most; None: drafts are chains. Without automata, they
-    always are."""
     threshold: int = 4
     """The match length, plus the common prefix of both drafts, from which the automaton's draft is
     used instead of the neural one: the rule of `jax_sa.merge_drafts`."""
+    tree_nodes: int | None = None
+    """N, the nodes of a tree of drafts at most; None: drafts are chains. Without automata, they
+    always are."""
 
     def __post_init__(self):
         super().__post_init__()
