@@ -232,6 +232,8 @@ class Decoder(DraftOptions):
         max_new_tokens: int,
         state: State | None = None,
         sampling: Sampling | None = None,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Calibration:
         """Measures the cost of a step of each width, on the user's model and device.
@@ -246,7 +248,9 @@ class Decoder(DraftOptions):
           cache: donated.
           max_new_tokens: G, at least 8.
           state: donated; its slots are emptied.
-          sampling: as in `generate`.
+          sampling: as in `generate`, like `pool` and `groups`.
+          pool: only read.
+          groups: int32[B].
           on_progress: called with the number of widths that were measured, and of all.
 
         Raises:
@@ -256,6 +260,7 @@ class Decoder(DraftOptions):
         request = _check_request(
             _Request(prompts, prompt_lengths, None, sampling, max_new_tokens), cache, state
         )
+        _check_pool(state, pool)
         length = jnp.copy(cache.length)
 
         def buffers(generation: Generation | None) -> tuple[Any, State | None]:
@@ -267,11 +272,12 @@ class Decoder(DraftOptions):
             return dataclasses.replace(generation.cache, length=jnp.copy(length)), automata
 
         def restart(generation: Generation | None) -> Generation:
-            return self._init(params, request, *buffers(generation))
+            return self._init(params, request, *buffers(generation), pool, groups)
 
         def advance(generation: Generation, costs: jax.Array, steps: int) -> tuple[Generation, int]:
             before = int(jnp.max(generation.steps))
-            generation = self._run(params, generation, costs, jnp.asarray(steps, jnp.int32))
+            most = jnp.asarray(steps, jnp.int32)
+            generation = self._run(params, generation, costs, most, pool, groups)
             return generation, int(jnp.max(generation.steps)) - before
 
         num_widths = len(self.widths(drafts=state is not None))
