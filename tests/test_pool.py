@@ -358,6 +358,67 @@ def test_garbage_is_safe(seed):
                 assert tail[::-1] == row[-63:]
 
 
+def sharded(call, in_specs, out_specs):
+    """`call` over two devices."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:2]), ("data",))
+    return jax.jit(jax.shard_map(call, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
+
+
+SHARDED, SHARED = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+
+
+def test_shards_with_pools_of_their_own():
+    """Groups sharded as the slots are; in a loop whose carry holds the pool."""
+    rows = random_texts(np.random.default_rng(1), 3, count=4, longest=20)
+    tokens, lengths = int32(pad(rows, 20)), int32([len(row) for row in rows])
+
+    def loop(state, pool):
+        def body(_, carry):
+            state, pool = carry
+            draft = jax_sa.lookup(state, pool=pool, max_draft=3)
+            state = jax_sa.extend(state, draft.tokens, draft.length)
+            return state, jax_sa.insert_slots(pool, state, jnp.arange(2, dtype=jnp.int32))
+
+        return jax.lax.fori_loop(0, 3, body, (state, pool))
+
+    state = extend(jax_sa.init(4, 64), rows)
+    pool = jax_sa.insert(jax_sa.init_pool(256, num_groups=2), tokens, lengths, groups=lengths % 2)
+    together = sharded(loop, (SHARDED, SHARDED), (SHARDED, SHARDED))(state, pool)
+    for shard in range(2):
+        own = jax.tree.map(lambda x: x[2 * shard : 2 * shard + 2], state)  # noqa: B023
+        group = jax.tree.map(lambda x: x[shard : shard + 1], pool)  # noqa: B023
+        for got, expected in zip(together, loop(own, group), strict=True):
+            part = jax.tree.map(
+                lambda x, y: x[shard * len(y) : (shard + 1) * len(y)],  # noqa: B023
+                got,
+                expected,
+            )
+            jax.tree.map(np.testing.assert_array_equal, part, expected)
+
+
+def test_shards_that_read_one_pool():
+    rows = random_texts(np.random.default_rng(2), 3, count=4, longest=20)
+    state = extend(jax_sa.init(4, 64), rows)
+    pool = insert(jax_sa.init_pool(256, num_groups=2), rows)
+    groups = int32([0, 1, 0, 0])
+
+    def find(state, pool, groups):
+        return jax_sa.lookup(state, pool=pool, groups=groups, max_draft=3)
+
+    got = sharded(find, (SHARDED, SHARED, SHARDED), SHARDED)(state, pool, groups)
+    jax.tree.map(np.testing.assert_array_equal, got, find(state, pool, groups))
+
+
+def test_shards_cannot_write_one_pool():
+    """Each would go on with another pool, and nobody would know."""
+    with pytest.raises(ValueError, match=r"pool: expected one that varies over .*\['data'\]"):
+        sharded(
+            lambda pool, tokens, lengths: jax_sa.insert(pool, tokens, lengths),
+            (SHARED, SHARDED, SHARDED),
+            SHARED,
+        )(jax_sa.init_pool(64), int32([[1], [2]]), int32([1, 1]))
+
+
 @pytest.mark.parametrize(
     "error, message, call",
     [
