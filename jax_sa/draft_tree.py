@@ -101,7 +101,7 @@ def lookup_tree(
     """
     check_state(state)
     max_nodes, attributes = check_lookup_tree(
-        max_nodes, max_draft, min_match, max_match, occurrence, draft_factor, periodic
+        *(max_nodes, max_draft, min_match, max_match, occurrence, draft_factor, periodic)
     )
     rows, slots = _check_slots(state, slots)
     limits = _check_limits(rows, limits)
@@ -135,7 +135,7 @@ def extend_lookup_tree(
     """
     check_state(state)
     max_nodes, attributes = check_lookup_tree(
-        max_nodes, max_draft, min_match, max_match, occurrence, draft_factor, periodic
+        *(max_nodes, max_draft, min_match, max_match, occurrence, draft_factor, periodic)
     )
     tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
     rows = tokens.shape[0]
@@ -146,10 +146,13 @@ def extend_lookup_tree(
     return state, DraftTree(*results)
 
 
-def check_lookup_tree(max_nodes: Any, max_draft: Any, *options: Any) -> tuple[int, dict[str, Any]]:
+def check_lookup_tree(
+    max_nodes: Any, max_draft: Any, *options: Any, **more_options: Any
+) -> tuple[int, dict[str, Any]]:
     """The options of a lookup of trees, checked: `max_nodes`, and the attributes of its targets."""
     max_nodes = check_int("max_nodes", max_nodes, 1, MAX_NODES)
-    max_draft, attributes = check_lookup(max_nodes if max_draft is None else max_draft, *options)
+    most = max_nodes if max_draft is None else max_draft
+    max_draft, attributes = check_lookup(most, *options, **more_options)
     return max_nodes, {"max_draft": max_draft, **attributes}
 
 

@@ -230,3 +230,13 @@ h100 = test_gpu_program.h100  # the fixture
 
 def test_in_place_on_a_gpu(h100):
     assert_in_place(*compile_generate(h100))
+
+
+def test_with_a_pool_of_the_same_texts():
+    prompts, lengths = random_prompts(6, [9, 30, 12])
+    once = generate(prompts, lengths, 60, costs=free(8))
+    pool = jax_sa.insert_slots(jax_sa.init_pool(1024), once.state, jnp.arange(3, dtype=jnp.int32))
+    groups = jnp.asarray([0, 0, -1], jnp.int32)
+    again = generate(prompts, lengths, 60, costs=free(8), pool=pool, groups=groups)
+    assert_greedy(again, prompts, lengths, [60] * 3)
+    assert (again.steps[:2] < once.steps[:2] / 2).all() and again.steps[2] == once.steps[2]

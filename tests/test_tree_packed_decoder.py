@@ -156,3 +156,12 @@ h100 = test_gpu_program.h100  # the fixture
 
 def test_in_place_on_a_gpu(h100):
     assert_in_place(*compile_generate(h100))
+
+
+def test_with_a_pool_that_answers_go_into():
+    pool = jax_sa.init_pool(2048)
+    once = decode(TREES, costs=FORCED, pool=pool)
+    assert_plain(once)
+    again = decode(TREES, costs=FORCED, pool=once.pool)
+    assert_plain(again)
+    assert int(again.steps.sum()) < 0.7 * int(once.steps.sum())
