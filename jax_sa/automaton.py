@@ -10,6 +10,7 @@ status could say so, nothing does: a slot id must be -1 or in 0..S-1.
 """
 
 import dataclasses
+import enum
 import math
 from typing import Any
 
@@ -27,6 +28,7 @@ from jax_sa._checks import (
 )
 from jax_sa._targets import result_type, target_name
 from jax_sa._vmap import refuse_vmap
+from jax_sa.pool import Pool, check_pool
 from jax_sa.state import State, check_state
 
 DRAFT_FILL = 0
@@ -39,6 +41,25 @@ INSTEAD_OF_VMAP = (
     "give it one state whose slot axis holds all texts, with a row for each, "
     "or with `slots` that say whose each row is"
 )
+
+
+_NOT_GIVEN = np.zeros(0, np.int32)
+"""An array of rows that was not given, as the targets take it."""
+
+_NO_POOL = (np.zeros((0, 0), np.int32), np.zeros(0, np.int32), np.zeros((0, 0, 0), np.int32))
+
+
+class Source(enum.IntEnum):
+    """Values of `Draft.source`: where the drafted tokens come from."""
+
+    NONE = 0
+    """Nowhere: there is no match, and so no draft."""
+    OWN = 1
+    """The row's own text."""
+    POOL = 2
+    """A text in the pool."""
+    NEURAL = 3
+    """A neural drafter."""
 
 
 @jax.tree_util.register_dataclass
@@ -54,7 +75,10 @@ class Draft:
     """int32[B] tokens of the suffix that occurred before; 0 without a match."""
     match_end: jax.Array
     """int32[B] tokens of the text up to the earlier occurrence's end, so the index in the text of
-    the first drafted token; 0 without a match."""
+    the first drafted token; in a draft from a pool, its index in the group's `Pool.ring`. 0 without
+    a match."""
+    source: jax.Array
+    """int32[B] a `Source`: where the match is, even if a limit of 0 leaves no tokens of it."""
 
 
 def extend(
@@ -94,6 +118,8 @@ def lookup(
     occurrence: str = "recent",
     draft_factor: float | None = None,
     periodic: bool = True,
+    pool: Pool | None = None,
+    groups: jax.Array | None = None,
 ) -> Draft:
     """Finds the longest suffix of each text that occurred before, and drafts what followed it.
 
@@ -109,9 +135,18 @@ def lookup(
       occurrence: which earlier occurrence to follow, "first" or "recent". The most recent end of a
         suffix is kept up to date for as long as it is among the text's `WINDOW` longest repeated
         ones; beyond them, an earlier end may be followed.
-      draft_factor: drafts at most `ceil(draft_factor * match_length)` tokens. None: no limit.
+      draft_factor: drafts at most `ceil(draft_factor * match_length)` tokens, and of a match in
+        the pool, which is less trustworthy, `ceil(draft_factor / 2 * match_length)`. None: no
+        limit.
       periodic: where the continuation reaches the end of the text, go on with its beginning
-        (the text then repeats with that period) instead of stopping there.
+        (the text then repeats with that period) instead of stopping there. A draft from the pool
+        always stops at the end of its text.
+      pool: of G groups, which is only read. Where the longest suffix that occurs in the pool is
+        longer than the one in the row's own text, the draft comes from the pool: there it is found
+        by `NGRAM_LENGTHS`, compared up to `MAX_POOL_MATCH` tokens, and of equally long ones the
+        most recent is followed. None: the text alone.
+      groups: int32[B] the group that each row may see, 0..G-1; -1, or any other, for none. None:
+        group 0 for all rows.
 
     Raises:
       ValueError, TypeError: at trace time, naming the argument.
@@ -122,8 +157,9 @@ def lookup(
     )
     rows, slots = _check_slots(state, slots)
     limits = _check_limits(rows, limits)
+    seen = _check_seen(rows, pool, groups)
     drafted = _draft_types(state, rows, max_draft)
-    results, _ = _call("lookup", (slots, limits), state, drafted, attributes)
+    results, _ = _call("lookup", (slots, limits, *seen), state, drafted, attributes)
     return Draft(*results)
 
 
@@ -140,6 +176,8 @@ def extend_lookup(
     occurrence: str = "recent",
     draft_factor: float | None = None,
     periodic: bool = True,
+    pool: Pool | None = None,
+    groups: jax.Array | None = None,
 ) -> tuple[State, Draft]:
     """`extend`, then `lookup` of the same rows, in one kernel launch.
 
@@ -151,11 +189,11 @@ def extend_lookup(
         max_draft, min_match, max_match, occurrence, draft_factor, periodic
     )
     tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
-    limits = _check_limits(tokens.shape[0], limits)
-    drafted = _draft_types(state, tokens.shape[0], max_draft)
-    results, state = _call(
-        "extend_lookup", (tokens, lengths, slots, limits), state, drafted, attributes, updates=True
-    )
+    rows = tokens.shape[0]
+    limits = _check_limits(rows, limits)
+    arguments = (tokens, lengths, slots, limits, *_check_seen(rows, pool, groups))
+    drafted = _draft_types(state, rows, max_draft)
+    results, state = _call("extend_lookup", arguments, state, drafted, attributes, updates=True)
     return state, Draft(*results)
 
 
@@ -305,6 +343,20 @@ def _check_limits(rows: int, limits: Any) -> jax.Array:
     return limits
 
 
+def _check_seen(rows: int, pool: Any, groups: Any) -> tuple[Any, ...]:
+    """What rows see of a pool, as the targets take it: groups, ring, head and table."""
+    if pool is None:
+        if groups is not None:
+            raise ValueError("groups: expected a pool whose groups they are, got none")
+        return _NOT_GIVEN, *_NO_POOL
+    check_pool(pool)
+    if groups is None:
+        groups = _NOT_GIVEN
+    else:
+        check_array("groups", groups, jnp.int32, (rows,))
+    return groups, pool.ring, pool.head, pool.table
+
+
 def check_lookup(
     max_draft: Any,
     min_match: Any,
@@ -333,7 +385,7 @@ def check_lookup(
 
 
 def _draft_types(state: State, rows: int, max_draft: int) -> list[jax.ShapeDtypeStruct]:
-    shapes = ((rows, max_draft), (rows,), (rows,), (rows,))
+    shapes = ((rows, max_draft), *[(rows,)] * 4)
     return [result_type(state.length, shape) for shape in shapes]
 
 

@@ -24,6 +24,7 @@ from llama import checkpoint, weights
 from llama import config as llama_config
 
 from jax_sa import calibration, decoder
+from jax_sa.__main__ import main as jax_sa_main
 
 EXAMPLES = pathlib.Path(run_sa_spec.__file__).parent
 BUNDLED = EXAMPLES / "checkpoint"
@@ -457,3 +458,28 @@ def test_help(capsys, monkeypatch, script):
     with pytest.raises(SystemExit) as stop:
         script.main(["--help"])
     assert stop.value.code == 0 and "usage:" in capsys.readouterr().out
+
+
+def test_a_pool_that_holds_the_answer(tmp_path, capsys):
+    options = ["--prompt", TEXTS["code"], "--max_new_tokens", "40", "--json", "--use_sa_spec"]
+    options += ["--num_nextn_predict_layers", "0"]
+    assert run_sa_spec.main(options) == 0
+    alone = json.loads(capsys.readouterr().out)
+    answer = alone["written"][0]["modes"]["SA"]["text"]
+    text, pool = tmp_path / "text", tmp_path / "pool.npz"
+    text.write_text(TEXTS["code"] + answer)
+    build = ["pool", "build", text, "-o", pool, "--tokenizer", BUNDLED / "tokenizer.json"]
+    assert jax_sa_main(list(map(str, build))) == 0
+    capsys.readouterr()
+    assert run_sa_spec.main([*options, "--pool", str(pool)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["written"] == alone["written"]
+    steps = [each["modes"]["SA"]["tokens_per_step"] for each in (alone, report)]
+    assert steps[1] > 1.5 * steps[0]
+
+
+def test_a_pool_that_is_none(tmp_path, capsys):
+    path = tmp_path / "none.npz"
+    assert run_sa_spec.main(["--pool", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: --pool: {path}: cannot be read: No such file or directory\n"
