@@ -51,19 +51,16 @@ def _check_shardings(target: Target, values: Sequence[Any]) -> None:
     shardings = [jax.typeof(value).sharding for value in values]
     if all(sharding.mesh.empty for sharding in shardings):
         return
-    axes = _partition.table_axes(target, shardings)
-    allowed = {(), axes} if target.rows_are_entries else {()}
+    split = _partition.table_split(target, shardings)
     for operand, sharding in zip(target.given, shardings, strict=True):
-        first, *others = [*map(_partition.as_axes, sharding.spec), ()]
-        is_row = operand.role.axis == ROW_AXIS
-        if (
-            (is_row and first not in allowed)
-            or (operand.role.axis is None and first)
-            or any(others)
-        ):
-            expected = f"{operand.name}: expected " + (
-                f"rows sharded like {target.table}, {PartitionSpec(axes)}, or not at all"
-                if is_row and target.rows_are_entries
-                else "to be sharded over nothing"
+        if operand.role.axis not in (None, ROW_AXIS):
+            continue
+        axes = [*map(_partition.as_axes, sharding.spec)]
+        follows = operand.role.axis == ROW_AXIS and target.rows_are_entries
+        if any(axes) and not (follows and axes[:1] == split and not any(axes[1:])):
+            expected = (
+                f"like {target.table}, {PartitionSpec(*split)}" if follows else "over nothing"
             )
-            raise ValueError(f"{expected}, got {sharding.spec}")
+            raise ValueError(
+                f"{operand.name}: expected to be sharded {expected}, got {sharding.spec}"
+            )

@@ -6,6 +6,8 @@ every op: which axis counts rows, which one the slots of a state, and whose numb
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,13 +22,15 @@ the slots of a state."""
 
 
 class Role(NamedTuple):
-    """What the entries along axis 0 of an operand or a result are, and what its numbers name."""
+    """What the entries along an operand's or a result's axis are, and what its numbers name."""
 
     axis: str | None
     """`ROW_AXIS`, or the table whose entries they are; None for what is the same for all rows."""
     names: str | None = None
     """The table whose entries int32[B] numbers name: -1 names none, and neither does a number that
-    is out of range."""
+    is out of range. Where the table has vmapped axes, they count its entries through."""
+    vmapped: int = 0
+    """The vmapped axes before that axis: all that count the same have as many."""
 
 
 SLOTS = Role("slots")
@@ -50,7 +54,7 @@ class Result(NamedTuple):
 
     role: Role
     shape: tuple[int, ...]
-    """The sizes of the axes after that of the role."""
+    """The sizes of the axes after those of the role."""
     dtype: Any = jnp.int32
 
 
@@ -102,56 +106,75 @@ class Target:
         return all(operand.role.names != self.table for operand in self.given)
 
 
-def axis_sizes(target: Target, operands: tuple[jax.Array, ...]) -> dict[str | None, int]:
-    """The sizes of the axes that the operands' roles name; rows without an array are entries."""
-    sizes = {
-        operand.role.axis: value.shape[0]
+def axis_shapes(target: Target, operands: Sequence[Any]) -> dict[str | None, tuple[int, ...]]:
+    """The sizes of the vmapped axes and of the axis itself, for each axis that roles name."""
+    shapes = {
+        operand.role.axis: tuple(value.shape[: operand.role.vmapped + 1])
         for operand, value in zip(target.given, operands, strict=True)
         if operand.role.axis is not None
     }
-    return {ROW_AXIS: sizes.get(target.table, 0)} | sizes
+    return {ROW_AXIS: shapes.get(target.table, ())} | shapes
 
 
 def run_here(target: Target, *operands: jax.Array) -> list[jax.Array]:
-    """Calls the target on operands of one device; a device's part of them is as good as all."""
-    sizes = axis_sizes(target, operands)
+    """Calls the target on operands of one device; a device's part of them is as good as all.
+
+    Rows have one axis for a handler, but tables keep their vmapped axes, which the handler counts
+    through: XLA would copy a table that is reshaped before it is updated in place.
+    """
+    shapes = axis_shapes(target, operands)
     given = iter(operands)
-    values = [next(given) if operand.is_given else None for operand in target.operands]
-    absent = jnp.zeros_like(operands[0], jnp.int32, (0,))  # varies over mesh axes as the rest does
+    values = [
+        _join_rows(operand.role, next(given)) if operand.is_given else None
+        for operand in target.operands
+    ]
     types = [
         jax.typeof(values[result])
         if isinstance(result, int)
-        else _result_type(target, result, sizes, operands)
+        else _result_type(target, result, shapes, operands)
         for result in target.results
     ]
     aliases = {
         operand: index for index, operand in enumerate(target.results) if isinstance(operand, int)
     }
     call = jax.ffi.ffi_call(target_name(target.op), types, input_output_aliases=aliases or None)
-    arguments = [absent if value is None else value for value in values]
-    return list(call(*arguments, **{name: _attribute(v) for name, v in target.attributes}))
+    arguments = [jnp.zeros(0, jnp.int32) if value is None else value for value in values]
+    results = call(*arguments, **{name: _attribute(v) for name, v in target.attributes})
+    return [
+        result.reshape(*shapes[ROW_AXIS], *result.shape[1:])
+        if role.axis == ROW_AXIS and role.vmapped
+        else result
+        for role, result in zip(target.result_roles, results, strict=True)
+    ]
+
+
+def _join_rows(role: Role, value: jax.Array) -> jax.Array:
+    if role.axis != ROW_AXIS or not role.vmapped:
+        return value
+    return value.reshape(-1, *value.shape[role.vmapped + 1 :])
 
 
 def _result_type(
     target: Target,
     result: Result,
-    sizes: dict[str | None, int],
-    operands: tuple[jax.Array, ...],
+    shapes: dict[str | None, tuple[int, ...]],
+    operands: Sequence[jax.Array],
 ) -> Any:
-    """Sharded as the operand is whose axis 0 it shares, and varying as all operands do."""
+    """A result that varies as all operands do; rows and entries are sharded as the table is."""
     like = jax.typeof(operands[0])
     axis = result.role.axis
-    shape = result.shape if axis is None else (sizes[axis], *result.shape)
-    split = target.table if axis == ROW_AXIS and target.rows_are_entries else axis
-    specs = [
-        jax.typeof(value).sharding.spec
-        for operand, value in zip(target.given, operands, strict=True)
-        if operand.role.axis == split and split is not None
-    ]
-    first = (specs[0][0] if specs and specs[0] else None,) if axis is not None else ()
-    spec = jax.sharding.PartitionSpec(*first, *[None] * len(result.shape))
+    shape = () if axis is None else shapes[axis]
+    spec: list[Any] = [None] * len(shape)
+    if axis == target.table or (axis == ROW_AXIS and target.rows_are_entries):
+        index = [operand.role.axis for operand in target.given].index(target.table)
+        spec[: len(shape)] = [*jax.typeof(operands[index]).sharding.spec, *spec][: len(shape)]
+    if axis == ROW_AXIS and len(shape) > 1:
+        shape, spec = (math.prod(shape),), [None]
+    spec = jax.sharding.PartitionSpec(*spec, *[None] * len(result.shape))
     return like.update(
-        shape=shape, dtype=np.dtype(result.dtype), sharding=like.sharding.update(spec=spec)
+        shape=(*shape, *result.shape),
+        dtype=np.dtype(result.dtype),
+        sharding=like.sharding.update(spec=spec),
     )
 
 

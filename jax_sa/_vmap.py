@@ -1,14 +1,16 @@
 """A call under vmap: one call whose slots and rows are those of all elements of the vmapped axis.
 
-The states of all elements become one state, with the slots of one element after the other, and so
-do their rows: the leaves are reshaped, not copied, and still updated in place. A state that is
-vmapped over nothing is shared where it is only read, and repeated where it is updated. Targets
-whose operands belong to no table, such as `fused_copy`, are called for one element after the other.
+The states of all elements count as one state with the slots of one element after the other, and so
+do their rows; nothing is moved, and what is updated in place still is. A state that is the same for
+all elements is shared where it is only read, and repeated where it is updated. Targets whose
+operands belong to no table, such as `fused_copy`, are called for one element after the other.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from jax.custom_batching import custom_vmap
 
 from jax_sa import _partition
 from jax_sa._checks import INT32_MAX
-from jax_sa._target import ROW_AXIS, Target, axis_sizes
+from jax_sa._target import ROW_AXIS, Target, axis_shapes
 
 
 def run(target: Target, *operands: jax.Array) -> list[jax.Array]:
@@ -54,21 +56,30 @@ def _run_elements(
     if None in joined or (target.rows_are_entries and target.table not in joined):
         return _run_in_turn(target, size, is_vmapped, operands)
 
-    sizes = axis_sizes(target, [_element(v, x) for v, x in zip(is_vmapped, operands, strict=True)])
+    shapes = axis_shapes(
+        target, [_element(v, x) for v, x in zip(is_vmapped, operands, strict=True)]
+    )
     arguments = []
     for operand, v, value in zip(target.given, is_vmapped, operands, strict=True):
         if operand.role.axis in joined:
             value = value if v else jnp.broadcast_to(value, (size, *value.shape))
             if operand.role.names in joined:
-                value = _joined_ids(value, sizes[operand.role.names])
-            value = value.reshape(-1, *value.shape[2:])
+                value = _joined_ids(value, math.prod(shapes[operand.role.names]))
         arguments.append(value)
-    results = run(target, *arguments)
-    apart = [role.axis in joined for role in target.result_roles]
-    return [
-        result.reshape(size, -1, *result.shape[1:]) if a else result
-        for a, result in zip(apart, results, strict=True)
-    ], apart
+    return run(_join(target, joined), *arguments), [r.axis in joined for r in target.result_roles]
+
+
+def _join(target: Target, joined: set[str | None]) -> Target:
+    """The target with one more vmapped axis in all operands and results of some axes."""
+
+    def join(part: Any) -> Any:
+        if isinstance(part, int) or part.role.axis not in joined:
+            return part
+        return part._replace(role=part.role._replace(vmapped=part.role.vmapped + 1))
+
+    return dataclasses.replace(
+        target, operands=tuple(map(join, target.operands)), results=tuple(map(join, target.results))
+    )
 
 
 def _with_ids(
@@ -78,19 +89,20 @@ def _with_ids(
     is_vmapped, operands, position = list(is_vmapped), list(operands), 0
     for number, operand in enumerate(target.operands):
         if operand.role.names == target.table:
-            entries = axis_sizes(target, operands)[target.table]
+            shape = axis_shapes(target, operands)[target.table]
+            ids = jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
             named = (*target.operands[:number], operand._replace(is_given=True))
             target = dataclasses.replace(target, operands=(*named, *target.operands[number + 1 :]))
             is_vmapped.insert(position, False)
-            operands.insert(position, jnp.arange(entries, dtype=jnp.int32))
+            operands.insert(position, ids)
             break
         position += operand.is_given
     return target, is_vmapped, operands
 
 
 def _joined_ids(ids: jax.Array, entries: int) -> jax.Array:
-    """int32[A, B] ids of each element's `entries` as ids of all; INT32_MAX for one out of range."""
-    first = entries * jnp.arange(ids.shape[0], dtype=jnp.int32)[:, None]
+    """Ids of each element's `entries`, as ids of all; INT32_MAX for one that is out of range."""
+    first = entries * jax.lax.broadcasted_iota(jnp.int32, ids.shape, 0)
     in_range = (ids >= 0) & (ids < entries)
     return jnp.where(in_range, first + ids, jnp.where(ids == -1, -1, INT32_MAX))
 

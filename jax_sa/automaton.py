@@ -276,7 +276,7 @@ def validate(state: State) -> jax.Array:
     """
     check_state(state)
     scratch = [Result(SLOTS, leaf.shape[1:]) for leaf in jax.tree.leaves(state)]
-    (invalid, *_), _ = _call("validate", [], state, [Result(SLOTS, ()), *scratch])
+    (invalid, *_), _ = _call("validate", [], state, [Result(ROWS, ()), *scratch])
     return invalid
 
 
