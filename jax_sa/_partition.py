@@ -67,7 +67,9 @@ _run = custom_partitioning(run_here, static_argnums=(0,))
 def _partition(
     target: Target, mesh: Mesh, operands: Sequence[Any], results: Sequence[Any]
 ) -> tuple[Mesh, Callable[..., Any], list[NamedSharding], tuple[NamedSharding, ...]]:
-    split = table_split(target, [operand.sharding for operand in operands])
+    shardings = [operand.sharding for operand in operands]
+    split = table_split(target, shardings)
+    _check_whole(target, shardings)
     _check_divides(target, mesh, split, operands)
     _check_follows(target, split, results)
     shapes = axis_shapes(target, operands)
@@ -172,6 +174,18 @@ def _local_ids(
         here &= (place >= 0) & (place < local[number])
         result += place * math.prod(local[number + 1 :])
     return jnp.where(here, result, jnp.where(ids == -1, -1, INT32_MAX))
+
+
+def _check_whole(target: Target, shardings: Sequence[Any]) -> None:
+    """ValueError where an array that is updated as a whole, or one copied to it, is in parts."""
+    if not any(target.given[number].role.axis is None for number in target.updated):
+        return
+    for operand, sharding in zip(target.given, shardings, strict=True):
+        if operand.role.axis is None and any(map(as_axes, sharding.spec)):
+            raise ValueError(
+                f"{operand.name}: expected to be sharded over nothing, got {sharding.spec}; "
+                "inside jax.shard_map, each device may have its own"
+            )
 
 
 def _check_divides(
