@@ -14,10 +14,11 @@
 namespace jax_sa {
 
 constexpr int32_t kTreeRoot = -1;  // the parent of a node that follows the text itself
-constexpr int32_t kMaxChains = 5;
+constexpr int32_t kMaxChains = 6;
 
 // Quarters of `factor * match length` that a candidate gives.
 constexpr int32_t kOwnLeader = 4, kOwnOther = 2;
+constexpr int32_t kNeuralMatch = 3;  // a neural draft is like one after a match of so many tokens
 constexpr int32_t kPoolLeader = static_cast<int32_t>(kOwnLeader * kPoolDraftFactor);
 constexpr int32_t kPoolOther = static_cast<int32_t>(kOwnOther * kPoolDraftFactor);
 
@@ -29,6 +30,13 @@ struct Trees {
   int32_t* source;        //
   int32_t* length;        // [rows]
   int32_t max_nodes;
+};
+
+// Neural drafts of the rows, of which there may be none.
+struct NeuralDrafts {
+  const int32_t* tokens;  // [rows, width]
+  int32_t width;
+  int32_t threshold;  // the match length, plus the common prefix, from which another draft leads
 };
 
 // A candidate: tokens that lie in a text, or in a ring of texts.
@@ -72,6 +80,25 @@ JAX_SA_FN Chain pool_chain(const Warp& warp, const PoolGroup& pool, Match match,
           limit,     match.length,          kSourcePool,   quarters};
 }
 
+JAX_SA_FN Chain neural_chain(const NeuralDrafts& neural, int32_t row, int32_t limit) {
+  const int32_t width = neural.width;
+  return {neural.tokens + static_cast<int64_t>(row) * width,
+          0,
+          width,
+          INT32_MAX,
+          limit < width ? limit : width,
+          kNeuralMatch,
+          kSourceNeural,
+          kOwnLeader};
+}
+
+// The tokens that two candidates begin with alike.
+template <class Warp>
+JAX_SA_FN int32_t common_prefix(const Warp& warp, const Chain& a, const Chain& b) {
+  return warp.find_first(a.limit < b.limit ? a.limit : b.limit,
+                         [&](int32_t i) { return a.token(i) != b.token(i); });
+}
+
 // The shape of a tree: chain c gives its tokens attach[c]..length[c]-1 as nodes start[c], ...; the
 // tokens before them are those of chain parent[c].
 struct TreeShape {
@@ -96,10 +123,7 @@ class DraftTree {
     if (chain.limit <= 0) return;
     chain_[count_] = chain;
     for (int32_t e = 0; e < count_; ++e) {
-      const Chain& earlier = chain_[e];
-      const int32_t both = chain.limit < earlier.limit ? chain.limit : earlier.limit;
-      shared_[count_][e] =
-          warp_.find_first(both, [&](int32_t i) { return chain.token(i) != earlier.token(i); });
+      shared_[count_][e] = common_prefix(warp_, chain, chain_[e]);
     }
     ++count_;
   }
@@ -122,7 +146,7 @@ class DraftTree {
           trees.tokens[node] = chain.token(shape.attach[c] + i);
           trees.parents[node] = i == 0 ? joint : shape.start[c] + i - 1;
           trees.depth[node] = shape.attach[c] + i + 1;
-          trees.match_length[node] = chain.match_length;
+          trees.match_length[node] = chain.source == kSourceNeural ? 0 : chain.match_length;
           trees.source[node] = chain.source;
         }
       });
@@ -197,38 +221,45 @@ class DraftTree {
   int32_t shared_[kMaxChains][kMaxChains];  // tokens that a chain shares with an earlier one
 };
 
-// The candidates: the longest match in the row's own text or, if it is longer, in the pool; that of
-// the other; the pool's best with another next token; the text's next longest that ends elsewhere;
-// its longest one's other occurrence.
+// The candidates: the longest match in the row's own text or, if it is longer, in the pool, and the
+// neural draft, before it or behind it; that of the other; the pool's best with another next token;
+// the text's next longest that ends elsewhere; its longest one's other occurrence.
 template <class Warp>
 JAX_SA_FN void write_tree(const Warp& warp, const Automaton<Warp>& automaton, const Slot& slot,
-                          const PoolGroup& pool, int32_t status, const LookupOptions& options,
-                          int32_t limit, const Trees& trees, int32_t row) {
+                          const PoolGroup& pool, const NeuralDrafts& neural, int32_t status,
+                          const LookupOptions& options, int32_t limit, const Trees& trees,
+                          int32_t row) {
   DraftTree<Warp> tree(warp, trees.max_nodes, options.draft_factor);
+  const Chain neural_draft = neural_chain(neural, row, limit);
   // A text that lost tokens predicts the wrong ones.
-  if ((status & (kFull | kOutOfRange)) != 0) return tree.write(trees, row);
+  if ((status & (kFull | kOutOfRange)) != 0) {
+    tree.add(neural_draft);
+    return tree.write(trees, row);
+  }
   const int32_t length = automaton.length();
   const PoolSearch<Warp> search(warp, pool, slot.tokens, length);
   const Match best = automaton.match(options.min_match, options.max_match, options.recent);
   const Match next = automaton.next_match(best, options.min_match, options.recent);
   const Match other = automaton.match(options.min_match, options.max_match, !options.recent);
   const PoolMatches found = search.matches(options.min_match, options.max_match);
-  const auto add_own = [&](Match match, int32_t quarters) {
-    tree.add(own_chain(slot, length, match, options, limit, quarters));
+  const auto own = [&](Match match, int32_t quarters) {
+    return own_chain(slot, length, match, options, limit, quarters);
   };
-  const auto add_pool = [&](Match match, int32_t quarters) {
-    tree.add(pool_chain(warp, pool, match, limit, quarters));
+  const auto pooled = [&](Match match, int32_t quarters) {
+    return pool_chain(warp, pool, match, limit, quarters);
   };
-  if (found.best.length > best.length) {
-    add_pool(found.best, kPoolLeader);
-    add_own(best, kOwnOther);
-  } else {
-    add_own(best, kOwnLeader);
-    add_pool(found.best, kPoolOther);
-  }
-  add_pool(found.second, kPoolOther);
-  add_own(next, kOwnOther);
-  add_own(other, kOwnOther);
+  const bool pool_leads = found.best.length > best.length;
+  const Chain leader = pool_leads ? pooled(found.best, kPoolLeader) : own(best, kOwnLeader);
+  const bool neural_leads =
+      neural_draft.limit > 0 &&
+      leader.match_length + common_prefix(warp, neural_draft, leader) < neural.threshold;
+  if (neural_leads) tree.add(neural_draft);
+  tree.add(leader);
+  if (!neural_leads) tree.add(neural_draft);
+  tree.add(pool_leads ? own(best, kOwnOther) : pooled(found.best, kPoolOther));
+  tree.add(pooled(found.second, kPoolOther));
+  tree.add(own(next, kOwnOther));
+  tree.add(own(other, kOwnOther));
   tree.write(trees, row);
 }
 
@@ -248,6 +279,7 @@ struct LookupTree {
   State state;
   Rows rows;
   PoolView pool;
+  NeuralDrafts neural;
   LookupOptions options;
   Trees trees;
   int32_t max_depth;
@@ -263,7 +295,7 @@ struct LookupTree {
     const int32_t limit = depth_limit(options, max_depth, row);
     const PoolGroup group = pool.of_row(row);
     const Automaton<Warp> automaton(warp, slot);
-    write_tree(warp, automaton, slot, group, status, options, limit, trees, row);
+    write_tree(warp, automaton, slot, group, neural, status, options, limit, trees, row);
   }
 };
 
@@ -271,6 +303,7 @@ struct ExtendLookupTree {
   State state;
   Rows rows;
   PoolView pool;
+  NeuralDrafts neural;
   Text text;
   LookupOptions options;
   Trees trees;
@@ -289,7 +322,7 @@ struct ExtendLookupTree {
     const PoolGroup group = pool.of_row(row);
     Automaton<Warp> automaton(warp, slot);
     status = append_text(warp, automaton, slot, tokens, status, claimed.conflict);
-    write_tree(warp, automaton, slot, group, status, options, limit, trees, row);
+    write_tree(warp, automaton, slot, group, neural, status, options, limit, trees, row);
   }
 };
 

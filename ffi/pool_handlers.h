@@ -19,20 +19,16 @@ inline ffi::ErrorOr<Pool> pool_from(ffi::RemainingArgs leaves, ffi::RemainingRet
   if (ffi::Error error = check_in_place(leaves, updated); error.failure()) {
     return ffi::Unexpected(error);
   }
-  const ffi::ErrorOr<Ints<2>> ring = leaves.get<Ints<2>>(0);
-  const ffi::ErrorOr<Ints<1>> head = leaves.get<Ints<1>>(1);
-  const ffi::ErrorOr<Ints<1>> status = leaves.get<Ints<1>>(2);
-  const ffi::ErrorOr<Ints<3>> table = leaves.get<Ints<3>>(3);
-  if (ring.has_error()) return ffi::Unexpected(ring.error());
-  if (head.has_error()) return ffi::Unexpected(head.error());
-  if (status.has_error()) return ffi::Unexpected(status.error());
-  if (table.has_error()) return ffi::Unexpected(table.error());
-  return Pool{ring->typed_data(),
-              head->typed_data(),
-              status->typed_data(),
-              table->typed_data(),
-              static_cast<int32_t>(ring->dimensions()[0]),
-              static_cast<int32_t>(ring->dimensions()[1])};
+  int32_t* data[4];
+  ffi::Span<const int64_t> dims[4];
+  for (int i = 0; i < 4; ++i) {
+    const ffi::ErrorOr<ffi::AnyBuffer> leaf = leaves.get<ffi::AnyBuffer>(i);
+    if (leaf.has_error()) return ffi::Unexpected(leaf.error());
+    data[i] = static_cast<int32_t*>(leaf->untyped_data());
+    dims[i] = leaf->dimensions();
+  }
+  return Pool{data[0], data[1], data[2], data[3], count(dims[1]),
+              static_cast<int32_t>(dims[0].back())};
 }
 
 inline const int32_t* data_or_null(const Ints<1>& buffer) {

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax_sa import budget, tree_budget
 from jax_sa._branches import run_branch
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
+from jax_sa._explicit import follow_rows
 from jax_sa._options import DraftOptions, normalise
 from jax_sa._shard_map import vary, varying_axes
 from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup, reset
@@ -366,7 +367,8 @@ class Decoder(DraftOptions):
         prompts, width = request.prompts, request.prompts.shape[1]
         has_prompt = (request.prompt_lengths >= 1) & (request.prompt_lengths <= width)
         prompt_lengths = jnp.where(has_prompt, request.prompt_lengths, 0)
-        limits = jnp.clip(request.limits, 0, request.max_new_tokens)
+        none = jnp.zeros_like(prompt_lengths)  # sharded as they are, like all that comes of it
+        limits = none + jnp.clip(request.limits, 0, request.max_new_tokens)
         finished = ~has_prompt | (limits == 0)
         before = jnp.maximum(prompt_lengths - 1, 0)
         last = jnp.take_along_axis(prompts, before[:, None], axis=1)[:, 0]
@@ -381,9 +383,8 @@ class Decoder(DraftOptions):
         state, draft = self._draft(
             state, prompts, prompt_lengths, neural, left, pool=pool, groups=groups
         )
-        none = jnp.zeros_like(limits)
         return Generation(
-            tokens=jnp.zeros_like(limits, shape=(limits.size, request.max_new_tokens)),
+            tokens=jnp.broadcast_to(none[:, None], (limits.size, request.max_new_tokens)),
             lengths=none,
             limits=limits,
             finished=finished,
@@ -538,6 +539,7 @@ class Decoder(DraftOptions):
         check_array("costs", costs, jnp.float32, (len(widths),))
         return costs
 
+    @follow_rows((False, True))
     def _choose(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Draft]:
         """The index of the width with the most expected tokens per cost, and the drafts cut to it.
 
@@ -576,27 +578,26 @@ class Decoder(DraftOptions):
         A draft, or a path in a tree, has at most `left - 1` tokens: a step emits one more. `seen`
         are the pool and the rows' groups.
         """
-        (rows,) = left.shape
-        if neural is not None:
-            check_array("drafter's tokens", neural, jnp.int32, (rows, self.drafter.max_draft))
+        options = {**seen, **self.lookup_options()}
         if state is None:
             none = jnp.zeros_like(left)
-            draft = Draft(jnp.zeros_like(left, shape=(rows, 0)), none, none, none, none)
-        elif self.tree_nodes is not None:
-            return extend_lookup_tree(
-                state,
-                tokens,
-                lengths,
-                max_nodes=self.tree_nodes,
-                limits=left - 1,
-                **seen,
-                **self.lookup_options(),
-            )
+            draft = Draft(jnp.broadcast_to(none[:, None], (left.size, 0)), none, none, none, none)
+        elif self.tree_nodes is None:
+            state, draft = extend_lookup(state, tokens, lengths, **options)
         else:
-            state, draft = extend_lookup(state, tokens, lengths, **seen, **self.lookup_options())
+            options |= {"max_nodes": self.tree_nodes, "limits": left - 1}
+            options |= {"neural": neural, "threshold": self.threshold}
+            return extend_lookup_tree(state, tokens, lengths, **options)
+        return state, self._merge(draft, neural, left)
+
+    @follow_rows()
+    def _merge(self, draft: Draft, neural: jax.Array | None, left: jax.Array) -> Draft:
+        """The chains there are as one."""
         if neural is not None:
+            expected = (left.size, self.drafter.max_draft)
+            check_array("drafter's tokens", neural, jnp.int32, expected)
             draft = merge_drafts(draft, neural, self.threshold)
-        return state, budget.cut_draft(draft, left - 1)
+        return budget.cut_draft(draft, left - 1)
 
 
 def generate(
@@ -702,6 +703,7 @@ def _chain(draft: Draft | DraftTree, width: int) -> Draft:
     return Draft(tokens, length, none, none, none)
 
 
+@follow_rows()
 def _whole_path(path: jax.Array | None, length: jax.Array, max_nodes: int) -> jax.Array:
     """The path in a block of `max_nodes` nodes; None is that of a chain."""
     width = 0 if path is None else path.shape[1]
@@ -710,13 +712,16 @@ def _whole_path(path: jax.Array | None, length: jax.Array, max_nodes: int) -> ja
     return rest if path is None else jnp.concatenate([path, rest], axis=1)
 
 
+@follow_rows()
 def _append(tokens: jax.Array, lengths: jax.Array, emitted: Accepted) -> jax.Array:
     """Writes the emitted tokens behind the first `lengths` of `tokens`."""
-    rows, width = emitted.tokens.shape
-    position = jnp.arange(width, dtype=jnp.int32)[None]
+    position = jnp.arange(emitted.tokens.shape[1], dtype=jnp.int32)[None]
     column = jnp.where(position < emitted.length[:, None], lengths[:, None] + position, INT32_MAX)
-    row = jnp.arange(rows, dtype=jnp.int32)[:, None]
-    return tokens.at[row, column].set(emitted.tokens, mode="drop")
+
+    def write(row: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Array:
+        return row.at[columns].set(values, mode="drop")
+
+    return jax.vmap(write)(tokens, column, emitted.tokens)
 
 
 _reset = jax.jit(reset, donate_argnames="state")

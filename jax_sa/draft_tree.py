@@ -1,6 +1,6 @@
 """Drafts as trees: several continuations of each text, of which the model may confirm any one.
 
-Letters: S slots, B rows, T tokens of a row, N nodes of a tree, D the deepest node's depth.
+Letters: S slots, B rows, T tokens of a row, N nodes of a tree, M tokens of a neural draft.
 """
 
 import dataclasses
@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_sa._call import Argument
 from jax_sa._checks import check_array, check_int
-from jax_sa._targets import result_type
+from jax_sa._explicit import follow_rows
+from jax_sa._target import ROWS, SLOT_IDS, Result
 from jax_sa.automaton import (
     _call,
     _check_limits,
@@ -47,7 +49,8 @@ class DraftTree:
     """int32[B, N] nodes from the root to this one, both ends of the path: 1 for a child of the
     root; 0 beyond `length`."""
     match_length: jax.Array
-    """int32[B, N] tokens of the match that the node was drafted from; 0 beyond `length`."""
+    """int32[B, N] tokens of the match that the node was drafted from; 0 beyond `length`, and where
+    the draft is neural."""
     source: jax.Array
     """int32[B, N] a `Source`: where that match is; `Source.NONE` beyond `length`."""
     length: jax.Array
@@ -68,6 +71,8 @@ def lookup_tree(
     periodic: bool = True,
     pool: Pool | None = None,
     groups: jax.Array | None = None,
+    neural: jax.Array | None = None,
+    threshold: int = 4,
 ) -> DraftTree:
     """Drafts a tree: what followed several earlier occurrences of the ends of each text.
 
@@ -77,6 +82,10 @@ def lookup_tree(
     occurrence, the first or the most recent one, of its longest. With a match of m tokens the
     leader gives `ceil(f * m)` tokens, and each other candidate half as many; half of that again
     where it is from the pool. Each joins the tree where it parts from those before it.
+
+    A neural draft of M tokens is one more candidate, as if it were from a match of three. It leads
+    where the leader's match length and the common prefix of the two make less than `threshold`,
+    the rule of `merge_drafts`; else it comes second.
 
     The factor f is, for each row, as large as it takes to fill the tree; what then is beyond
     `max_nodes` is left out, which are the last candidates' last tokens.
@@ -95,19 +104,26 @@ def lookup_tree(
       periodic: whether a draft goes on with its beginning where it reaches the end of the text.
       pool: None: the text alone.
       groups: int32[B]. None: group 0 for all rows.
+      neural: int32[B, M] what a neural drafter expects next, all of it. A row that drafts nothing
+        for want of a slot has none of it either. None: no neural drafts.
+      threshold: at least 1.
 
     Raises:
       ValueError, TypeError: at trace time, naming the argument.
     """
     check_state(state)
-    max_nodes, attributes = check_lookup_tree(
-        *(max_nodes, max_draft, min_match, max_match, occurrence, draft_factor, periodic)
+    attributes = check_lookup_tree(
+        *(max_nodes, max_draft, min_match, max_match, occurrence, draft_factor, periodic, threshold)
     )
-    rows, slots = _check_slots(state, slots)
-    limits = _check_limits(rows, limits)
-    types = _tree_types(state, rows, max_nodes)
-    arguments = (slots, limits, *_check_seen(rows, pool, groups))
-    results, _ = _call("lookup_tree", arguments, state, types, attributes)
+    rows = _check_slots(state, slots)
+    _check_limits(rows, limits)
+    operands = [
+        Argument("slots", SLOT_IDS, slots),
+        Argument("limits", ROWS, limits),
+        *_check_seen(rows, pool, groups),
+        _check_neural(rows, neural),
+    ]
+    results, _ = _call("lookup_tree", operands, state, _tree_results(max_nodes), attributes)
     return DraftTree(*results)
 
 
@@ -127,6 +143,8 @@ def extend_lookup_tree(
     periodic: bool = True,
     pool: Pool | None = None,
     groups: jax.Array | None = None,
+    neural: jax.Array | None = None,
+    threshold: int = 4,
 ) -> tuple[State, DraftTree]:
     """`extend`, then `lookup_tree` of the same rows, in one kernel launch.
 
@@ -134,26 +152,48 @@ def extend_lookup_tree(
     the first drafts.
     """
     check_state(state)
-    max_nodes, attributes = check_lookup_tree(
-        *(max_nodes, max_draft, min_match, max_match, occurrence, draft_factor, periodic)
+    attributes = check_lookup_tree(
+        *(max_nodes, max_draft, min_match, max_match, occurrence, draft_factor, periodic, threshold)
     )
-    tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
-    rows = tokens.shape[0]
-    limits = _check_limits(rows, limits)
-    types = _tree_types(state, rows, max_nodes)
-    arguments = (tokens, lengths, slots, limits, *_check_seen(rows, pool, groups))
-    results, state = _call("extend_lookup_tree", arguments, state, types, attributes, updates=True)
+    rows = _check_text(state, tokens, lengths, slots)
+    _check_limits(rows, limits)
+    operands = [
+        Argument("tokens", ROWS, tokens),
+        Argument("lengths", ROWS, lengths),
+        Argument("slots", SLOT_IDS, slots),
+        Argument("limits", ROWS, limits),
+        *_check_seen(rows, pool, groups),
+        _check_neural(rows, neural),
+    ]
+    drafted = _tree_results(max_nodes)
+    results, state = _call("extend_lookup_tree", operands, state, drafted, attributes, updates=True)
     return state, DraftTree(*results)
 
 
 def check_lookup_tree(
-    max_nodes: Any, max_draft: Any, *options: Any, **more_options: Any
-) -> tuple[int, dict[str, Any]]:
-    """The options of a lookup of trees, checked: `max_nodes`, and the attributes of its targets."""
+    max_nodes: Any,
+    max_draft: Any,
+    min_match: Any,
+    max_match: Any,
+    occurrence: Any,
+    draft_factor: Any,
+    periodic: Any,
+    threshold: Any = 4,
+) -> dict[str, Any]:
+    """The options of a lookup of trees, checked: the attributes of its targets."""
     max_nodes = check_int("max_nodes", max_nodes, 1, MAX_NODES)
-    most = max_nodes if max_draft is None else max_draft
-    max_draft, attributes = check_lookup(most, *options, **more_options)
-    return max_nodes, {"max_draft": max_draft, **attributes}
+    max_draft, attributes = check_lookup(
+        max_nodes if max_draft is None else max_draft,
+        *(min_match, max_match, occurrence, draft_factor, periodic),
+    )
+    threshold = check_int("threshold", threshold, 1)
+    return {"max_draft": max_draft, **attributes, "threshold": threshold}
+
+
+def _check_neural(rows: int, neural: Any) -> Argument:
+    if neural is not None:
+        check_array("neural", neural, jnp.int32, (rows, "M"))
+    return Argument("neural", ROWS, neural, rank=2)
 
 
 def ancestors(tree: DraftTree) -> jax.Array:
@@ -185,6 +225,7 @@ def is_node(tree: DraftTree) -> jax.Array:
     return index < tree.length[:, None]
 
 
+@follow_rows()
 def tree_mask(tree: DraftTree) -> jax.Array:
     """What each token of a tree's block attends to within the block.
 
@@ -227,6 +268,6 @@ def check_tree(name: str, tree: Any) -> tuple[int, int]:
     return rows, max_nodes
 
 
-def _tree_types(state: State, rows: int, max_nodes: int) -> list[jax.ShapeDtypeStruct]:
-    shapes = [(rows, max_nodes)] * 5 + [(rows,)]
-    return [result_type(state.length, shape) for shape in shapes]
+def _tree_results(max_nodes: int) -> list[Result]:
+    """What the fields of a `DraftTree` are."""
+    return [*[Result(ROWS, (int(max_nodes),))] * 5, Result(ROWS, ())]

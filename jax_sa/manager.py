@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jax_sa._checks import INT32_MIN, check_array, check_bool, check_int
 from jax_sa._options import DraftOptions, normalise
@@ -45,6 +46,9 @@ class SAConfig(DraftOptions):
     seed: int = 0
     """The seed of every slot's hash, as in `jax_sa.init`: random where prompts come from
     strangers."""
+    sharding: Sharding | None = None
+    """The state's, as in `jax_sa.init`: replicated over the mesh of an engine whose parameters are
+    split, or split over its slots. None: on the default device."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -103,7 +107,7 @@ class SuffixAutomatonManager:
     """Held by every method while it reads or changes the manager."""
 
     def __init__(self, config: SAConfig, max_num_requests: int, *, pool: Pool | None = None):
-        """Allocates all slots on the default device.
+        """Allocates all slots.
 
         Args:
           config: the slots, and the options of their drafts.
@@ -119,13 +123,18 @@ class SuffixAutomatonManager:
         self.config = config
         self.max_num_requests = check_int("max_num_requests", max_num_requests, 1)
         self.lock = threading.RLock()
-        state = init(config.max_slots, config.max_seq_len, seed=config.seed)
+        state = init(
+            config.max_slots, config.max_seq_len, seed=config.seed, sharding=config.sharding
+        )
         # Bound to its device as what a step returns is, or its first use would be compiled apart.
-        self._sharding = state.length.sharding
-        self.state = jax.device_put(state, self._sharding)
+        sharding = state.length.sharding
+        self.state = jax.device_put(state, sharding)
+        # What is not split over the slots is on all devices of the state.
+        is_named = isinstance(sharding, NamedSharding)
+        self._whole = sharding.update(spec=PartitionSpec()) if is_named else sharding
         if pool is not None:
             check_pool(pool)
-            pool = jax.device_put(pool, self._sharding)
+            pool = jax.device_put(pool, self._whole)
         self.pool = pool
         self._slot_of: dict[Hashable, int] = {}
         self._group_of_slot: dict[int, int] = {}
@@ -189,7 +198,7 @@ class SuffixAutomatonManager:
         group = check_int("group", group, -1, most)
         tokens = check_tokens(tokens, self.config.max_seq_len)
         built = build_on_host(tokens, self.config.max_seq_len, seed=self.config.seed)
-        built = jax.device_put(built, self._sharding)
+        built = jax.device_put(built, self._whole)
         with self._opened():
             slot = self._free_slot_for(request_id)
             self.state = _insert(self.state, built, np.int32(slot))
@@ -333,9 +342,9 @@ class SuffixAutomatonManager:
         rows, groups = np.full((2, self.max_num_requests), -1, np.int32)
         rows[: len(slots)] = slots
         if self.pool is None:
-            return _Batch(slots, jnp.asarray(rows), None)
+            return _Batch(slots, jax.device_put(rows, self._whole), None)
         groups[: len(slots)] = [self._group_of_slot.get(slot, -1) for slot in slots]
-        return _Batch(slots, jnp.asarray(rows), jnp.asarray(groups))
+        return _Batch(slots, jax.device_put(rows, self._whole), jax.device_put(groups, self._whole))
 
 
 _insert = jax.jit(insert, donate_argnames="state")

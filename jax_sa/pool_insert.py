@@ -12,16 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jax_sa._call import Argument, call, leaves_of
 from jax_sa._checks import check_array
-from jax_sa._targets import result_type
-from jax_sa.automaton import _call
+from jax_sa._target import GROUP_IDS, GROUPS, ROWS, SLOT_IDS, SLOTS, Result
 from jax_sa.pool import Pool, check_pool
 from jax_sa.state import State, check_state
-
-_NONE = np.zeros(0, np.int32)
-"""An argument that was not given, as the targets take it."""
 
 
 def insert_texts(
@@ -44,8 +40,12 @@ def insert_texts(
     check_pool(pool)
     rows, _ = check_array("tokens", tokens, jnp.int32, ("B", "T"))
     check_array("lengths", lengths, jnp.int32, (rows,))
-    arguments = (tokens, lengths, _optional("groups", groups, rows))
-    return _call_insert("pool_insert", arguments, pool, rows)
+    arguments = [
+        Argument("tokens", ROWS, tokens),
+        Argument("lengths", ROWS, lengths),
+        Argument("groups", GROUP_IDS, _check_groups(groups, rows)),
+    ]
+    return _call_insert("pool_insert", arguments, pool)
 
 
 def insert_slots(
@@ -78,31 +78,38 @@ def insert_slots(
     check_pool(pool)
     check_state(state)
     (rows,) = check_array("slots", slots, jnp.int32, ("B",))
-    arguments = (
-        slots,
-        _optional("starts", starts, rows),
-        _optional("lengths", lengths, rows),
-        _optional("groups", groups, rows),
-        *(state.tokens, state.length, state.status),
-    )
-    return _call_insert("pool_insert_slots", arguments, pool, rows)
+    for name, value in (("starts", starts), ("lengths", lengths)):
+        if value is not None:
+            check_array(name, value, jnp.int32, (rows,))
+    arguments = [
+        Argument("slots", SLOT_IDS, slots),
+        Argument("starts", ROWS, starts),
+        Argument("lengths", ROWS, lengths),
+        Argument("groups", GROUP_IDS, _check_groups(groups, rows)),
+        Argument("state.tokens", SLOTS, state.tokens),
+        Argument("state.length", SLOTS, state.length),
+        Argument("state.status", SLOTS, state.status),
+    ]
+    return _call_insert("pool_insert_slots", arguments, pool)
 
 
-def _optional(name: str, value: Any, rows: int) -> Any:
-    if value is None:
-        return _NONE
-    check_array(name, value, jnp.int32, (rows,))
-    return value
+def _check_groups(groups: Any, rows: int) -> jax.Array:
+    if groups is None:
+        return jnp.zeros(rows, jnp.int32)
+    check_array("groups", groups, jnp.int32, (rows,))
+    return groups
 
 
-def _call_insert(op: str, arguments: tuple[Any, ...], pool: Pool, rows: int) -> Pool:
-    _check_varies(pool, arguments)
-    scratch = [result_type(pool.head, (rows,)), result_type(pool.head, (pool.num_groups,))]
-    _, pool = _call(op, arguments, pool, scratch, updates=True)
-    return pool
+def _call_insert(op: str, arguments: list[Argument], pool: Pool) -> Pool:
+    _check_varies(pool, [a.value for a in arguments if a.value is not None])
+    scratch = [Result(ROWS, ()), Result(GROUPS, ())]
+    leaves = leaves_of("pool", GROUPS, pool)
+    updated = range(len(arguments), len(arguments) + len(leaves))
+    outputs = call(op, GROUPS, [*arguments, *leaves], [*scratch, *updated])
+    return Pool(*outputs[len(scratch) :])
 
 
-def _check_varies(pool: Pool, arguments: tuple[Any, ...]) -> None:
+def _check_varies(pool: Pool, arguments: list[Any]) -> None:
     """Raises ValueError inside shard_map for a pool that all shards share, but texts that differ.
 
     Each shard would go on with a pool of its own, while JAX believed them to be one.

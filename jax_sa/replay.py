@@ -186,7 +186,8 @@ def replay_traces(
     options = DraftOptions(**options).lookup_options()
     options["max_draft"] = int(options["max_draft"])  # sums with a NumPy integer may overflow
     if max_nodes is not None:
-        options["max_nodes"], _ = check_lookup_tree(max_nodes, **options)
+        check_lookup_tree(max_nodes, **options)
+        options["max_nodes"] = int(max_nodes)
     pool = None if pool_capacity is None else init_pool(pool_capacity)
     width = capacity + 1 + options["max_draft"]
     work = _Work(

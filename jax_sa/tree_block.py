@@ -12,6 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jax_sa._explicit import follow_rows
 from jax_sa.draft_tree import DraftTree, ancestors, tree_mask
 from jax_sa.packing import Packed
 
@@ -35,6 +36,7 @@ class TreeBlock:
     """bool[..., N] of a node: itself and those above it; of another token: none."""
 
 
+@follow_rows()
 def tree_block(tree: DraftTree, length: jax.Array) -> TreeBlock:
     """Of a block [B, 1 + N], of each row its last token and then its nodes.
 

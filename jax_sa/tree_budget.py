@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_sa import budget
+from jax_sa._explicit import follow_rows
 from jax_sa.automaton import DRAFT_FILL, Source
 from jax_sa.draft_tree import ROOT, DraftTree, ancestors, is_node, siblings
 
@@ -77,6 +78,7 @@ def first_nodes(tree: DraftTree, width: int) -> DraftTree:
     return dataclasses.replace(narrow, length=jnp.minimum(tree.length, width))
 
 
+@follow_rows()
 def update_record(
     record: budget.Record, tree: DraftTree, path: jax.Array, confirmed: jax.Array
 ) -> budget.Record:

@@ -7,6 +7,7 @@ places: its last token at place 0, and node i at place 1 + i.
 import jax
 import jax.numpy as jnp
 
+from jax_sa._explicit import follow_rows
 from jax_sa.automaton import DRAFT_FILL
 from jax_sa.draft_tree import ROOT, DraftTree, ancestors, check_tree, is_node, siblings
 from jax_sa.sampling import Sampling, check_sampling, distribution, spread
@@ -19,6 +20,7 @@ from jax_sa.verify import (
 )
 
 
+@follow_rows()
 def accept_tree_greedy(
     tree: DraftTree, targets: jax.Array, *, first: jax.Array | None = None
 ) -> tuple[Accepted, jax.Array]:
@@ -56,6 +58,7 @@ def accept_tree_greedy(
     return _accepted(emitted, length), path
 
 
+@follow_rows()
 def accept_tree_sampled(
     key: jax.Array,
     tree: DraftTree,

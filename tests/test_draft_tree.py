@@ -15,7 +15,7 @@ from reference import Automaton
 import jax_sa
 
 OPTIONS = ("max_nodes", "max_draft", "min_match", "max_match", "occurrence", "draft_factor")
-OPTIONS = (*OPTIONS, "periodic")
+OPTIONS = (*OPTIONS, "periodic", "threshold")
 _lookup_tree = jax.jit(jax_sa.lookup_tree, static_argnames=OPTIONS)
 _extend_lookup_tree = jax.jit(jax_sa.extend_lookup_tree, static_argnames=OPTIONS, donate_argnums=0)
 LOOKUPS = [
@@ -88,6 +88,40 @@ def test_with_a_pool(capacity, seed):
         again = _lookup_tree(state, pool=pool, groups=int32([seen]), **options)
         assert nodes_of(again, 0) == nodes
     assert {jax_sa.Source.OWN, jax_sa.Source.POOL} in sources
+
+
+@pytest.mark.parametrize("threshold", [1, 4, 9])
+@pytest.mark.parametrize("width", [1, 3, 40])
+def test_with_neural_drafts(width, threshold):
+    random = np.random.default_rng(width)
+    text = texts.SMALL["random-3"]
+    state, automaton = jax_sa.init(1, len(text)), Automaton(len(text))
+    pool, group = jax_sa.init_pool(256), Group(256)
+    other = random.integers(0, 3, 200).tolist()
+    pool = jax_sa.insert(pool, int32([other]), int32([200]))
+    group.insert([other])
+    leaders = set()
+    for n, token in enumerate(text):
+        automaton.append(token)
+        options, neural = LOOKUPS[n % len(LOOKUPS)], random.integers(0, 3, width).tolist()
+        state, tree = _extend_lookup_tree(
+            *(state, int32([[token]]), int32([1])),
+            pool=pool,
+            neural=int32([neural]),
+            threshold=threshold,
+            **options,
+        )
+        drafting = {"neural": neural, "threshold": threshold, **options}
+        nodes = nodes_of(tree, 0)
+        assert nodes == expected(automaton, group=group, **drafting)
+        leaders.add(nodes[0][-1])
+    assert leaders >= ({jax_sa.Source.NEURAL} if threshold > 1 else {jax_sa.Source.OWN})
+
+
+def test_neural_drafts_of_a_text_that_lost_tokens():
+    state = jax_sa.extend(jax_sa.init(1, 8), int32([[1, 2] * 5]), int32([10]))
+    tree = _lookup_tree(state, max_nodes=4, neural=int32([[5, 6]]))
+    assert nodes_of(tree, 0) == [(5, -1, 1, 0, 3), (6, 0, 2, 0, 3)]
 
 
 def test_group_zero_is_seen_where_none_is_named():
@@ -217,6 +251,9 @@ def test_mask_of_a_chain_is_causal():
         ({"max_nodes": 4, "limits": jnp.zeros(3, jnp.int32)}, ValueError, "limits"),
         ({"max_nodes": 4, "slots": jnp.zeros(3)}, TypeError, "slots"),
         ({"max_nodes": 4, "occurrence": "last"}, ValueError, "occurrence"),
+        ({"max_nodes": 4, "threshold": 0}, ValueError, "threshold"),
+        ({"max_nodes": 4, "neural": jnp.zeros((3, 2), jnp.int32)}, ValueError, "neural"),
+        ({"max_nodes": 4, "groups": jnp.zeros(2, jnp.int32)}, ValueError, "groups"),
     ],
 )
 def test_errors(options, error, message):

@@ -102,6 +102,15 @@ def test_full_slots_go_on_without_drafts():
     assert_greedy(generation, prompts, lengths, [60] * 3)
 
 
+def test_with_a_neural_drafter():
+    prompts, lengths = random_prompts(1, [40, 35, 30, 20])
+    drafter = toy_model.drafter(2)
+    both = generate(prompts, lengths, 100, drafter=drafter, costs=free(8))
+    assert_greedy(both, prompts, lengths, [100] * 4)
+    alone = generate(prompts, lengths, 100, costs=free(8))
+    assert int(both.steps.sum()) < 0.9 * int(alone.steps.sum())
+
+
 def test_without_automata_drafts_are_chains():
     prompts, lengths = random_prompts(2, [40, 3, 19])
     decoder = jax_sa.Decoder(toy_model.model, tree_nodes=8, drafter=toy_model.drafter(2))

@@ -10,7 +10,8 @@ from pool_reference import INT32_MAX, NO_HIT
 from reference import WINDOW, Match, draft
 
 WHOLE, HALF = fractions.Fraction(1), fractions.Fraction(1, 2)
-OWN, POOL = 1, 2
+OWN, POOL, NEURAL = 1, 2, 3
+NEURAL_MATCH_LENGTH = 3
 STEP = fractions.Fraction(1, 256)  # of factors
 
 
@@ -35,6 +36,8 @@ def candidates(
     max_match=None,
     occurrence="recent",
     periodic=True,
+    neural=(),
+    threshold=4,
 ):
     """In their order; `group` is the part of a pool that the text may see."""
     other = {"recent": "first", "first": "recent"}[occurrence]
@@ -53,11 +56,20 @@ def candidates(
         return Candidate(tokens, hit.length, POOL, share / 2)
 
     if found.length > best.length:
-        first_two = [pooled(found, WHOLE), own(best, HALF)]
+        leader, follower = pooled(found, WHOLE), own(best, HALF)
     else:
-        first_two = [own(best, WHOLE), pooled(found, HALF)]
+        leader, follower = own(best, WHOLE), pooled(found, HALF)
+    leaders = [leader]
+    if neural:
+        expected = Candidate(list(neural)[:depth], NEURAL_MATCH_LENGTH, NEURAL, WHOLE)
+        agree = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(expected.tokens, leader.tokens, strict=False)
+        )
+        leads = leader.match_length + len(list(agree)) < threshold
+        leaders = [expected, leader] if leads else [leader, expected]
     return [
-        *first_two,
+        *leaders,
+        follower,
         pooled(second, HALF),
         own(_next_match(automaton, best, min_match, occurrence), HALF),
         own(automaton.lookup(min_match, max_match, other), HALF),
@@ -94,7 +106,6 @@ def _join(candidates, factor):
             if path not in places:
                 parent = places[path[:-1]]
                 places[path] = len(nodes)
-                nodes.append(
-                    (tokens[depth - 1], parent, depth, candidate.match_length, candidate.source)
-                )
+                match = 0 if candidate.source == NEURAL else candidate.match_length
+                nodes.append((tokens[depth - 1], parent, depth, match, candidate.source))
     return nodes
