@@ -37,8 +37,12 @@ TEXTS = {
 }
 
 
+SHORT = ("--max_draft", 3)
+"""Every width of a step is a program of its own to compile; these are four instead of seven."""
+
+
 @pytest.fixture(scope="module", autouse=True)
-def equal_costs():
+def equal_costs(compiled_once):
     """Every step costs the same, so that no figure depends on how long one takes here."""
 
     def measure(restart, advance, num_widths, on_progress):
@@ -59,7 +63,7 @@ def prompts(tmp_path_factory):
 
 def compare(prompts, *options):
     """The report of --compare."""
-    command = ["--compare", "--prompts", prompts, "--max_new_tokens", 40, *options]
+    command = ["--compare", "--prompts", prompts, "--max_new_tokens", 40, *SHORT, *options]
     return run_sa_spec.run(run_sa_spec.parse_args(list(map(str, command))))
 
 
@@ -82,8 +86,8 @@ def test_four_ways_of_drafting_write_the_same_in_fewer_steps(report):
 
 def test_measured_costs_change_no_text(monkeypatch, report, prompts):
     monkeypatch.setattr(decoder, "measure_costs", calibration.measure_costs)
-    options = ["--compare", "--prompts", str(prompts), "--max_new_tokens", "40"]
-    loaded = engine.Engine(run_sa_spec.parse_args(options))
+    options = ["--compare", "--prompts", prompts, "--max_new_tokens", 40, *SHORT]
+    loaded = engine.Engine(run_sa_spec.parse_args(list(map(str, options))))
     measured = comparison.measure(loaded, [engine.Mode(True, 0)])
     (costs,) = loaded._costs.values()
     assert (costs > 0).all() and len(set(costs.tolist())) > 1
@@ -129,7 +133,7 @@ def run(capsys, *options):
 
 
 def written(capsys, prompts, *options):
-    return run(capsys, "--prompts", prompts, "--max_new_tokens", 30, *options)
+    return run(capsys, "--prompts", prompts, "--max_new_tokens", 30, *SHORT, *options)
 
 
 def test_what_is_streamed_is_the_same_in_every_mode(capsys, prompts):
@@ -189,8 +193,8 @@ def test_an_option_without_effect_says_so(capsys, options, note):
 
 
 def test_use_sa_spec_is_part_of_a_comparison(capsys, prompts):
-    options = ("--compare", "--use_sa_spec", "--json", "--prompts", str(prompts))
-    assert run_sa_spec.main([*options, "--max_new_tokens", "4"]) == 0
+    options = ("--compare", "--use_sa_spec", "--json", "--prompts", prompts, *SHORT)
+    assert run_sa_spec.main([*map(str, options), "--max_new_tokens", "4"]) == 0
     assert "--use_sa_spec: no effect with --compare" in capsys.readouterr().err
 
 
@@ -376,7 +380,7 @@ def test_a_checkpoint_without_mtp_module(capsys, tmp_path, prompts):
     options = ["--model", str(directory), "--prompts", str(prompts)]
     assert run_sa_spec.main([*options, "--num_nextn_predict_layers", "1"]) == 2
     assert "the checkpoint has no MTP module" in capsys.readouterr().err
-    short = ("--json", "--max_new_tokens", "8")
+    short = ("--json", "--max_new_tokens", "8", *map(str, SHORT))
     for given in ([], ["--num_nextn_predict_layers", "2"]):
         assert run_sa_spec.main([*options, "--compare", *short, *given]) == 0
         captured = capsys.readouterr()
