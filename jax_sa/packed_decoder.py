@@ -302,6 +302,7 @@ class PackedDecoder(DraftOptions):
         max_new_tokens: int,
         state: State | None = None,
         sampling: Sampling | None = None,
+        pool: Pool | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Calibration:
         """Measures the cost of a step of each width, on the user's model and device.
@@ -319,6 +320,7 @@ class PackedDecoder(DraftOptions):
           max_new_tokens: G, at least 8.
           state: donated.
           sampling: as in `generate`.
+          pool: as in `generate`; left as it is. An empty one of its size is used, and let go of.
           on_progress: called with the number of widths that were measured, and of all.
 
         Raises:
@@ -332,17 +334,22 @@ class PackedDecoder(DraftOptions):
         limits = jnp.full(count, max_new_tokens, jnp.int32)
         estimate = self._costs(None, rows, state)
         _check_buffers(cache, state, rows)
+        _check_pool(state, pool, None, count)
         capacity = row_capacity(cache)
         _check_requests(capacity, width, prompt_lengths, limits)
-        used = jnp.where(jnp.arange(count) < rows, prompt_lengths, 0)
-        used = jnp.minimum(used, CALIBRATION_PROMPT)
-        waiting = make_queue(used, limits, capacity=capacity, max_prompt=width)
+        lengths = jnp.where(jnp.arange(count) < rows, prompt_lengths, 0)
+        lengths = jnp.minimum(lengths, CALIBRATION_PROMPT)
+        waiting = make_queue(lengths, limits, capacity=capacity, max_prompt=width)
         one = jnp.ones((), jnp.int32)
 
         def restart(work: Work | None) -> Work:
             """Work of which some row decodes, if any can, none reads, and no further one begins."""
-            buffers = (cache, state) if work is None else (work.rows.cache, work.rows.state)
-            idle = self._idle_rows(*buffers, sampling, prompts, jnp.zeros(rows, jnp.int32))
+            if work is None:
+                *buffers, texts = cache, state, jax.tree.map(jnp.zeros_like, pool)
+            else:
+                *buffers, texts = work.rows.cache, work.rows.state, work.rows.pool
+            first = jnp.zeros(rows, jnp.int32)
+            idle = self._idle_rows(*buffers, sampling, prompts, first, texts)
             work, queue = begin(idle, waiting, max_new_tokens)
             while not _decodes(work.rows) and unfinished(work, queue):
                 work = self._run(params, queue, work, estimate, one)
