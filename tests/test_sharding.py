@@ -247,13 +247,14 @@ def test_a_copy_from_another_device_is_out_of_range():
 def test_a_replicated_state_stays_so(mesh):
     """As in an engine whose parameters are split, and whose rows are not."""
     whole = NamedSharding(mesh, PartitionSpec())
-    values = arguments()
     for op in OPS:
+        values = arguments()
+        expected = OPS[op](*pick(op, values))
         placed = jax.device_put(pick(op, values), whole)
         compiled = compile_op(op, dict(zip(names_of(op), placed, strict=True)))
         assert not collectives(compiled)
         result = compiled(*placed)
-        equal(result, OPS[op](*pick(op, values)))
+        equal(result, expected)
         assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(result))
 
 
@@ -393,15 +394,14 @@ def test_seqlens_of_split_rows(mesh):
 
 def test_copies_of_replicated_buffers(mesh):
     whole = NamedSharding(mesh, PartitionSpec())
-    to, from_ = (
-        {"a": jnp.zeros((6, 4)), "b": jnp.zeros(8)},
-        {"a": jnp.ones((3, 4)), "b": jnp.ones(2)},
-    )
+    to = {"a": jnp.zeros((6, 4)), "b": jnp.zeros(8)}
+    from_ = {"a": jnp.ones((3, 4)), "b": jnp.ones(2)}
+    expected = jax_sa.fused_copy(to, from_)
     copy = jax.jit(jax_sa.fused_copy, donate_argnums=0)
     placed = jax.device_put((to, from_), whole)
     compiled = copy.lower(*placed).compile()
     assert not collectives(compiled)
-    equal(compiled(*placed), jax_sa.fused_copy(to, from_))
+    equal(compiled(*placed), expected)
 
 
 @contextlib.contextmanager

@@ -12,12 +12,16 @@ SLOTS, CAPACITY, WIDTH, ROWS, ALPHABET = 8, 2048, 6, 5, 3
 
 
 def arguments(seed=0, num_slots=SLOTS):
-    """A state with texts, and the arrays that the ops take beside it."""
+    """A state with texts, and the arrays that the ops take beside it.
+
+    A slot and its `others` are side by side, as copies on one device must be.
+    """
     rng = np.random.default_rng(seed)
 
     def random(low, high, *shape):
         return jnp.asarray(rng.integers(low, high, shape), jnp.int32)
 
+    slots = random(-2, num_slots + 2, ROWS)
     text = random(0, ALPHABET, num_slots, 40)
     lengths = random(0, 41, num_slots)
     state = jax_sa.init(num_slots, CAPACITY, seed=seed)
@@ -29,8 +33,8 @@ def arguments(seed=0, num_slots=SLOTS):
         "lengths": random(-1, WIDTH + 2, num_slots),
         "limits": random(-1, WIDTH, num_slots),
         "groups": random(-1, 3, num_slots),
-        "slots": random(-2, num_slots + 2, ROWS),
-        "others": random(-2, num_slots + 2, ROWS),
+        "slots": slots,
+        "others": jnp.where((slots >= 0) & (slots < num_slots), slots ^ 1, slots),
         "slot": random(-2, num_slots + 2),
         "row_tokens": random(0, ALPHABET, ROWS, WIDTH),
         "row_lengths": random(-1, WIDTH + 2, ROWS),
