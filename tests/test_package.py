@@ -106,7 +106,7 @@ def test_an_ffi_older_than_supported_needs_an_upgrade(monkeypatch):
 
 
 def test_commands_have_help(capsys):
-    for command in ("info", "replay", "plan"):
+    for command in ("info", "replay", "pool", "plan"):
         with pytest.raises(SystemExit) as stop:
             jax_sa.__main__.main([command, "--help"])
         assert stop.value.code == 0
