@@ -125,11 +125,10 @@ def test_split_parameters(state_axes):
     got = jax_sa.generate(
         padded,
         params,
-        *jax.device_put(
-            request(), whole if not state_axes else NamedSharding(mesh, PartitionSpec("data"))
-        ),
+        *jax.device_put(request(), rows),
         max_new_tokens=NEW,
-        state=jax_sa.init(ROWS, 64, sharding=NamedSharding(mesh, PartitionSpec(*state_axes))),
+        max_draft=MAX_DRAFT,
+        state=jax_sa.init(ROWS, 64, sharding=rows),
     )
     prompts, lengths, _ = request()
     for row in range(ROWS):
