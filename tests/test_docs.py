@@ -112,3 +112,8 @@ def test_examples_of_state(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run("state.md", {"jax_sa": jax_sa, "jnp": jnp, "secrets": secrets})
     assert names["invalid"].tolist() == [0, 0]
+
+
+def test_examples_of_sharding():
+    names = run("sharding.md", {})
+    assert names["state"].length.tolist() == [4] * names["slots"]
