@@ -2,8 +2,9 @@
 
 Letters: S slots, N `max_seq_len`, B rows of a call, T tokens of a row, K draft tokens.
 
-All ops work in jit, scan, fori_loop, while_loop and shard_map over the slot axis. The state is
-updated in place where it is donated or carried by a loop; where it is neither, XLA copies it once.
+All ops work in jit, scan, fori_loop, while_loop and vmap, on a state that is split over devices by
+its slots (docs/sharding.md), and in shard_map over the slot axis. The state is updated in place
+where it is donated or carried by a loop; where it is neither, XLA copies it once.
 A row whose length is out of range appends nothing, and `Status.OUT_OF_RANGE` of its slot says so.
 A row whose slot is out of range changes nothing and drafts nothing, and as it has no slot whose
 status could say so, nothing does: a slot id must be -1 or in 0..S-1.
@@ -224,7 +225,8 @@ def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
       src: int32[B]; -1 skips the row.
       dst: int32[B]; -1 skips the row. If rows name one slot twice, the first has it. A row whose
         source another row overwrites copies nothing. `Status.CONFLICT` of the destination says so.
-        A row whose source is out of range copies nothing; `Status.OUT_OF_RANGE` says so.
+        A row whose source is out of range copies nothing; `Status.OUT_OF_RANGE` says so. So it is
+        with a source on another device, where the state is split over devices.
 
     Raises:
       ValueError, TypeError: at trace time, for a wrong shape or dtype.

@@ -344,9 +344,7 @@ class SuffixAutomatonManager:
         if self.pool is None:
             return _Batch(slots, jax.device_put(rows, self._whole), None)
         groups[: len(slots)] = [self._group_of_slot.get(slot, -1) for slot in slots]
-        return _Batch(
-            slots, jax.device_put(rows, self._whole), jax.device_put(groups, self._whole)
-        )
+        return _Batch(slots, jax.device_put(rows, self._whole), jax.device_put(groups, self._whole))
 
 
 _insert = jax.jit(insert, donate_argnames="state")

@@ -3,9 +3,11 @@
 Needs the CUDA handlers and JAX's CUDA plugin, of jaxlib's own version, but no GPU.
 """
 
+import functools
 import pathlib
 import re
 
+import copies
 import jax
 import numpy as np
 import pytest
@@ -17,33 +19,47 @@ from metadata_programs import (
     compile_metadata_program,
 )
 from programs import (
+    CAPACITY,
     POOL_PROGRAMS,
     PROGRAMS,
+    SLOTS,
     assert_in_place,
     assert_pool_in_place,
     compile_insert,
     compile_pool_program,
     compile_program,
+    scan,
+    while_loop,
 )
 from requirements import unavailable
 
+import jax_sa
 from jax_sa import _targets
 
 TARGET = pathlib.Path(__file__).parent / "support" / "h100.txtpb"
 
 
-@pytest.fixture(scope="module")
-def h100():
+def find_devices(topology):
     cuda = next(platform for platform in _targets.platforms() if platform.name == "CUDA")
     if cuda.problem:
         unavailable(f"the CUDA handlers are {cuda.problem}")
     try:
-        topology = topologies.get_topology_desc(
-            platform="cuda", target_config=TARGET.read_text(), topology="1x1x1"
+        described = topologies.get_topology_desc(
+            platform="cuda", target_config=TARGET.read_text(), topology=topology
         )
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
         unavailable(f"JAX's CUDA plugin is missing: {str(error).splitlines()[0]}")
-    return NamedSharding(Mesh(np.array(topology.devices), ("device",)), PartitionSpec())
+    return Mesh(np.array(described.devices), ("device",))
+
+
+@pytest.fixture(scope="module")
+def h100():
+    return NamedSharding(find_devices("1x1x1"), PartitionSpec())
+
+
+@pytest.fixture(scope="module")
+def two_h100():
+    return find_devices("1x1x2")
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
@@ -76,6 +92,24 @@ def test_metadata_in_place_and_captured(h100, program, tmp_path):
         program, h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1
     )
     assert_copies_in_place(compiled)
+    assert_captured(tmp_path)
+
+
+@pytest.mark.parametrize("program", [scan, while_loop], ids=lambda program: program.__name__)
+def test_split_over_two(two_h100, program, tmp_path):
+    """No collective and no copy, and each device's loop still becomes a CUDA graph."""
+    compiled = compile_program(
+        program,
+        NamedSharding(two_h100, PartitionSpec("device")),
+        xla_dump_to=str(tmp_path),
+        xla_gpu_graph_min_graph_size=1,
+    )
+    eighth = jax_sa.get_state_size(CAPACITY) // 8
+    part = jax.eval_shape(functools.partial(jax_sa.init, SLOTS // 2, CAPACITY))
+    copies.assert_in_place(compiled, part, smallest=eighth, room=eighth)
+    found = re.findall(r" (all-\w+|collective-\w+)(?:-start)?\(", compiled.as_text())
+    # Whether some slot goes on is for all devices together to say.
+    assert set(found) <= ({"all-reduce"} if program is while_loop else set())
     assert_captured(tmp_path)
 
 
