@@ -4,6 +4,7 @@
 #include "fused_copy_handlers.h"
 #include "kernels.h"
 #include "module.h"
+#include "prefill_handlers.h"
 #include "seqlens_handlers.h"
 #include "whole_slots_handlers.h"
 
@@ -24,6 +25,7 @@ struct CudaRunner {
 };
 
 using CudaAutomaton = AutomatonHandlers<CudaRunner>;
+using CudaPrefill = PrefillHandlers<CudaRunner>;
 using CudaWholeSlots = WholeSlotsHandlers<CudaRunner>;
 using CudaSeqlens = SeqlensHandlers<CudaRunner>;
 using CudaFusedCopy = FusedCopyHandlers<CudaRunner>;
@@ -35,6 +37,9 @@ XLA_FFI_DEFINE_HANDLER(kExtend, CudaAutomaton::extend, CudaAutomaton::bind_exten
 XLA_FFI_DEFINE_HANDLER(kLookup, CudaAutomaton::lookup, CudaAutomaton::bind_lookup(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kExtendLookup, CudaAutomaton::extend_lookup,
                        CudaAutomaton::bind_extend_lookup(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kExtendLong, CudaPrefill::extend, CudaPrefill::bind_extend(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kExtendLookupLong, CudaPrefill::extend_lookup,
+                       CudaPrefill::bind_extend_lookup(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kReadTokens, CudaAutomaton::read_tokens, CudaAutomaton::bind_read_tokens(),
                        kTraits);
 XLA_FFI_DEFINE_HANDLER(kValidate, CudaAutomaton::validate, CudaAutomaton::bind_validate(), kTraits);
@@ -49,6 +54,8 @@ PYBIND11_MODULE(_cuda, module) {
   define_module(module, {{"extend", kExtend},
                          {"lookup", kLookup},
                          {"extend_lookup", kExtendLookup},
+                         {"extend_long", kExtendLong},
+                         {"extend_lookup_long", kExtendLookupLong},
                          {"read_tokens", kReadTokens},
                          {"validate", kValidate},
                          {"reset", kReset},

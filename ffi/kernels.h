@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "fused_copy.h"
+#include "prefill.h"
 #include "rows.h"
 #include "seqlens.h"
 #include "validate.h"
@@ -15,6 +16,7 @@ namespace jax_sa {
 cudaError_t launch(const Extend& op, cudaStream_t stream);
 cudaError_t launch(const Lookup& op, cudaStream_t stream);
 cudaError_t launch(const ExtendLookup& op, cudaStream_t stream);
+cudaError_t launch(const Prefill& op, cudaStream_t stream);
 cudaError_t launch(const ReadTokens& op, cudaStream_t stream);
 cudaError_t launch(const Validate& op, cudaStream_t stream);
 cudaError_t launch(const Reset& op, cudaStream_t stream);

@@ -52,6 +52,13 @@ enum Line : int32_t {
   kNumLines
 };
 
+// Lines that texts of so many tokens need.
+inline int32_t lines_for(int32_t max_seq_len) {
+  int32_t bits = 0;
+  while (max_seq_len >> bits != 0) ++bits;
+  return kNumLines + bits + 1;
+}
+
 constexpr int32_t kMaxBlocks = 256;
 constexpr int32_t kDigitBits = 8;
 constexpr int32_t kDigits = 1 << kDigitBits;

@@ -25,6 +25,7 @@ from jax_sa._checks import (
     check_int,
     check_positive_float,
 )
+from jax_sa._prefill import LONG_ROW, workspace_shapes
 from jax_sa._targets import result_type, target_name
 from jax_sa._vmap import refuse_vmap
 from jax_sa.state import State, check_state
@@ -79,7 +80,7 @@ def extend(
     """
     check_state(state)
     tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
-    _, state = _call("extend", (tokens, lengths, slots), state, updates=True)
+    _, state = _append("extend", (tokens, lengths, slots), state)
     return state
 
 
@@ -153,8 +154,8 @@ def extend_lookup(
     tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
     limits = _check_limits(tokens.shape[0], limits)
     drafted = _draft_types(state, tokens.shape[0], max_draft)
-    results, state = _call(
-        "extend_lookup", (tokens, lengths, slots, limits), state, drafted, attributes, updates=True
+    results, state = _append(
+        "extend_lookup", (tokens, lengths, slots, limits), state, drafted, attributes
     )
     return state, Draft(*results)
 
@@ -335,6 +336,33 @@ def check_lookup(
 def _draft_types(state: State, rows: int, max_draft: int) -> list[jax.ShapeDtypeStruct]:
     shapes = ((rows, max_draft), (rows,), (rows,), (rows,))
     return [result_type(state.length, shape) for shape in shapes]
+
+
+def _append(
+    op: str,
+    arguments: tuple[jax.Array, ...],
+    state: State,
+    results: list[jax.ShapeDtypeStruct] | None = None,
+    attributes: dict[str, Any] | None = None,
+) -> tuple[list[jax.Array], State]:
+    """Calls `extend` or `extend_lookup`; on CUDA, with room to build long rows in parallel."""
+    results = results or []
+    rows, width = arguments[0].shape
+
+    def append(arguments: tuple[jax.Array, ...], state: State) -> tuple[list[jax.Array], State]:
+        return _call(op, arguments, state, results, attributes, updates=True)
+
+    def append_long(
+        arguments: tuple[jax.Array, ...], state: State
+    ) -> tuple[list[jax.Array], State]:
+        shapes = workspace_shapes(rows, width, state.max_seq_len)
+        types = results + [result_type(state.length, shape) for shape in shapes]
+        outputs, state = _call(f"{op}_long", arguments, state, types, attributes, updates=True)
+        return outputs[: len(results)], state
+
+    if rows == 0 or width < LONG_ROW:
+        return append(arguments, state)
+    return jax.lax.platform_dependent(arguments, state, cuda=append_long, default=append)
 
 
 def _call(

@@ -3,6 +3,7 @@
 Needs the CUDA handlers and JAX's CUDA plugin, of jaxlib's own version, but no GPU.
 """
 
+import math
 import pathlib
 import re
 
@@ -16,10 +17,19 @@ from metadata_programs import (
     assert_copies_in_place,
     compile_metadata_program,
 )
-from programs import PROGRAMS, assert_in_place, compile_insert, compile_program
+from programs import (
+    CAPACITY,
+    PROGRAMS,
+    PROMPT,
+    SLOTS,
+    assert_in_place,
+    compile_insert,
+    compile_program,
+    compile_prompt,
+)
 from requirements import unavailable
 
-from jax_sa import _targets
+from jax_sa import _prefill, _targets
 
 TARGET = pathlib.Path(__file__).parent / "support" / "h100.txtpb"
 
@@ -52,6 +62,17 @@ def test_captured(h100, program, tmp_path):
 
 def test_insert_in_place_and_captured(h100, tmp_path):
     assert_in_place(compile_insert(h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1))
+    assert_captured(tmp_path)
+
+
+def test_long_rows_in_place_and_captured(h100, tmp_path):
+    """With a workspace of bounded size, and the state where it is."""
+    compiled = compile_prompt(h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
+    shapes = _prefill.workspace_shapes(SLOTS, PROMPT, CAPACITY)
+    workspace = 4 * sum(math.prod(shape) for shape in shapes)
+    assert workspace < 112 * _prefill.capacity(SLOTS, PROMPT, CAPACITY) + 2**19
+    assert_in_place(compiled, workspace)
+    assert "jax_sa_extend_lookup_long" in compiled.as_text()
     assert_captured(tmp_path)
 
 

@@ -11,6 +11,7 @@ from programs import (
     assert_in_place,
     compile_insert,
     compile_program,
+    compile_prompt,
     decode_step,
 )
 
@@ -24,6 +25,10 @@ def test_no_copy_in_the_compiled_program(program):
 
 def test_no_copy_in_insert():
     assert_in_place(compile_insert())
+
+
+def test_no_copy_in_a_prompt():
+    assert_in_place(compile_prompt())
 
 
 def test_the_check_sees_copies():

@@ -54,9 +54,9 @@ class Slots:
         block = np.array([[*row, *[-7] * (width - len(row))] for row in rows], np.int32)
         lengths = np.array([len(row) for row in rows] if lengths is None else lengths, np.int32)
         slots = np.array(range(len(rows)) if slots is None else slots, np.int32)
+        (num_lines, _), header = _prefill.workspace_shapes(len(rows), width, capacity)
         room = len(rows) * (capacity + 1) if room is None else room
-        lines, header = _prefill.workspace_shapes(len(rows), capacity, room)
-        lines, header = np.full(lines, -9, np.int32), np.full(header, -9, np.int32)
+        lines, header = np.full((num_lines, room), -9, np.int32), np.full(header, -9, np.int32)
         leaves = [pointer(leaf) for leaf in jax.tree.leaves(self.state)]
         for row, length, slot in zip(rows, lengths, slots, strict=True):
             if slot >= 0 and 0 <= length <= width:
@@ -64,7 +64,7 @@ class Slots:
         return self.library.extend(
             *((ctypes.c_void_p * len(leaves))(*leaves), len(self.texts), capacity),
             *(self.state.edges.shape[1], pointer(block), pointer(lengths), pointer(slots)),
-            *(len(rows), width, pointer(lines), lines.shape[0], room, pointer(header)),
+            *(len(rows), width, pointer(lines), num_lines, room, pointer(header)),
             *(build_cost, seed),
         )
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import jax_sa
 
-SLOTS, CAPACITY, MAX_DRAFT, STEPS = 64, 32_768, 8, 100
+SLOTS, CAPACITY, MAX_DRAFT, STEPS, PROMPT = 64, 32_768, 8, 100, 1024
 
 
 def decode_step(state, targets):
@@ -82,6 +82,18 @@ def compile_program(program, sharding=None, **options):
     return _compile(program, (_state(SLOTS), targets), sharding, options)
 
 
+def prompt(state, tokens, lengths):
+    """Long rows, which CUDA may build in parallel."""
+    return jax_sa.extend_lookup(state, tokens, lengths, max_draft=MAX_DRAFT)
+
+
+def compile_prompt(sharding=None, **options):
+    """Compiles `prompt` likewise."""
+    tokens = jax.ShapeDtypeStruct((SLOTS, PROMPT), jnp.int32)
+    lengths = jax.ShapeDtypeStruct((SLOTS,), jnp.int32)
+    return _compile(prompt, (_state(SLOTS), tokens, lengths), sharding, options)
+
+
 def compile_insert(sharding=None, **options):
     """Compiles `insert(state, built, slot)` likewise."""
     slot = jax.ShapeDtypeStruct((), jnp.int32)
@@ -100,8 +112,11 @@ def _compile(program, arguments, sharding, options):
     return lowered.compile(compiler_options=options)
 
 
-def assert_in_place(compiled):
-    """No leaf of a slot is copied: nothing as large as an eighth of a slot."""
+def assert_in_place(compiled, workspace=0):
+    """No leaf of a slot is copied: nothing as large as an eighth of a slot.
+
+    `workspace`: bytes that the ops themselves may take.
+    """
     state = jax.eval_shape(functools.partial(jax_sa.init, SLOTS, CAPACITY))
     eighth = jax_sa.get_state_size(CAPACITY) // 8
-    copies.assert_in_place(compiled, state, smallest=eighth, room=eighth)
+    copies.assert_in_place(compiled, state, smallest=eighth, room=eighth + workspace)
