@@ -10,11 +10,10 @@ import argparse
 import functools
 from typing import NamedTuple
 
-from loops import iteration_us  # first: it sets XLA's flags
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from loops import iteration_us  # first: it sets XLA's flags
 from report import add_json, positive, report
 from source_tokens import slot_texts
 

@@ -110,8 +110,7 @@ struct CudaGrid {
     int32_t so_far = scan_block(own, combine).total;
     for (int64_t begin = first; begin < end; begin += kGridThreads) {
       const int64_t i = begin + threadIdx.x;
-      const Scanned scanned =
-          scan_block(i < end ? value(static_cast<int32_t>(i)) : 0, combine);
+      const Scanned scanned = scan_block(i < end ? value(static_cast<int32_t>(i)) : 0, combine);
       if (i < end) store(static_cast<int32_t>(i), combine(so_far, scanned.value));
       so_far = combine(so_far, scanned.total);
     }

@@ -142,8 +142,8 @@ class ParallelBuild {
       if (is_clone(i)) clones_[created_[i]] = 1;
     });
     grid_.scan(
-        count_, [](int32_t a, int32_t b) { return a + b; },
-        [&](int32_t i) { return clones_[i]; }, [&](int32_t i, int32_t sum) { clones_[i] = sum; });
+        count_, [](int32_t a, int32_t b) { return a + b; }, [&](int32_t i) { return clones_[i]; },
+        [&](int32_t i, int32_t sum) { clones_[i] = sum; });
   }
 
   JAX_SA_FN int32_t node_of(int32_t interval, const Built& text) const {
@@ -225,8 +225,8 @@ class ParallelBuild {
       edges_[i] = climb(parent, shared > 0 ? shared : 0).count + (shared < 0 ? 1 : 0);
     });
     grid_.scan(
-        count_, [](int32_t a, int32_t b) { return a + b; },
-        [&](int32_t i) { return edges_[i]; }, [&](int32_t i, int32_t sum) { edges_[i] = sum; });
+        count_, [](int32_t a, int32_t b) { return a + b; }, [&](int32_t i) { return edges_[i]; },
+        [&](int32_t i, int32_t sum) { edges_[i] = sum; });
   }
 
   JAX_SA_FN void write_edges() {
@@ -336,7 +336,12 @@ JAX_SA_FN void build_planned(const Grid& grid, const Prefill& op) {
     do ++end;
     while (end < num_built && built[end].begin != 0);
     const int32_t count = built[end - 1].begin + built[end - 1].length + 1;
-    const Wave wave{op.state, op.text, built + first, end - first, count, op.workspace.lines,
+    const Wave wave{op.state,
+                    op.text,
+                    built + first,
+                    end - first,
+                    count,
+                    op.workspace.lines,
                     op.workspace.capacity};
     ParallelBuild<Grid>(grid, wave, op.shared()).build();
   }

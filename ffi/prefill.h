@@ -29,8 +29,8 @@ struct Built {
 
 // The arrays that a build works with. Rows that do not fit together are built in waves.
 struct Workspace {
-  int32_t* lines;      // [num_lines, capacity]
-  int32_t* header;     // [kHeaderWords + kRowWords * rows]
+  int32_t* lines;   // [num_lines, capacity]
+  int32_t* header;  // [kHeaderWords + kRowWords * rows]
   int32_t num_lines;
   int32_t capacity;  // elements of a wave at most
 };
@@ -73,8 +73,8 @@ struct Shared {
   // The last round that another follows, of even and of odd rounds.
   int32_t unfinished[2];
   int32_t unfinished_ancestors[2];
-  int32_t token_bits;     // that tell the wave's tokens apart
-  int32_t num_built;      // rows
+  int32_t token_bits;  // that tell the wave's tokens apart
+  int32_t num_built;   // rows
 };
 static_assert(sizeof(Shared) <= kSharedWords * sizeof(int32_t), "the header has room for it");
 

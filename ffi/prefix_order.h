@@ -26,9 +26,7 @@ struct Wave {
   JAX_SA_FN int32_t* line(int32_t i) const { return lines + int64_t{i} * capacity; }
   JAX_SA_FN int32_t* ranks(int32_t level) const { return line(kNumLines + level); }
 
-  JAX_SA_FN const Built& text_of(int32_t element) const {
-    return texts[line(line_text)[element]];
-  }
+  JAX_SA_FN const Built& text_of(int32_t element) const { return texts[line(line_text)[element]]; }
   JAX_SA_FN Slot slot_of(const Built& text) const { return state.slot(text.slot); }
 
   // The last token of a prefix that is not empty.
@@ -101,8 +99,8 @@ class PrefixOrder {
       const int32_t place = element - text.begin - 1;
       int32_t& token = wave_.state.slot(text.slot).tokens[place];
       if (place >= text.old_length) {
-        token = wave_.row_text.tokens[int64_t{text.row} * wave_.row_text.width + place -
-                                      text.old_length];
+        token = wave_.row_text
+                    .tokens[int64_t{text.row} * wave_.row_text.width + place - text.old_length];
       }
       const int32_t bits = bit_width(static_cast<uint32_t>(token));
       if (bits > shared_->token_bits) grid_.raise(shared_->token_bits, bits);
@@ -113,9 +111,7 @@ class PrefixOrder {
   JAX_SA_FN int32_t token(int32_t element) const {
     return is_empty(element) ? 0 : wave_.token(element);
   }
-  JAX_SA_FN bool is_empty(int32_t element) const {
-    return wave_.text_of(element).begin == element;
-  }
+  JAX_SA_FN bool is_empty(int32_t element) const { return wave_.text_of(element).begin == element; }
   JAX_SA_FN int32_t key(int32_t element) const {
     return 2 * wave_.line(line_text)[element] + (is_empty(element) ? 0 : 1);
   }
@@ -142,8 +138,7 @@ class PrefixOrder {
   JAX_SA_FN void sort_by_ranks(int32_t level) {
     const int32_t* const ranks = wave_.ranks(level);
     sort(
-        bit_width(wave_.num_elements - 1),
-        [&](int32_t i) { return moved(order_[i], 1 << level); },
+        bit_width(wave_.num_elements - 1), [&](int32_t i) { return moved(order_[i], 1 << level); },
         [&](int32_t x) { return static_cast<uint32_t>(ranks[x]); });
   }
 

@@ -67,12 +67,12 @@ def test_rows_of_all_kinds():
     added = {6: long[:900], 2: long[:3], 3: long[:997], 5: long[:650]}
     status = {6: Status.CONFLICT, 3: Status.FULL, 4: Status.OUT_OF_RANGE}
     for slot in range(7):
-        automaton = reference_of([1, 2, 3] + added.get(slot, []), capacity)
+        automaton = reference_of([1, 2, 3, *added.get(slot, [])], capacity)
         assert_slot_equals(state, slot, automaton, status=status.get(slot, 0))
     assert not jax_sa.validate(state).any()
     for row, slot in enumerate(slots):
         if slot in (2, 5, 0) or row == 0:
-            automaton = reference_of([1, 2, 3] + added.get(slot, []), capacity)
+            automaton = reference_of([1, 2, 3, *added.get(slot, [])], capacity)
             assert_draft_equals(draft, row, automaton, 4)
         else:
             assert int(draft.length[row]) == 0

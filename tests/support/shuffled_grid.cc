@@ -59,8 +59,8 @@ struct ShuffledGrid {
 extern "C" int32_t extend(void* const* leaves, int32_t num_slots, int32_t max_seq_len,
                           int32_t num_entries, const int32_t* text, const int32_t* lengths,
                           const int32_t* slots, int32_t num_rows, int32_t width, int32_t* lines,
-                          int32_t num_lines, int32_t capacity, int32_t* header,
-                          int32_t build_cost, uint32_t seed) {
+                          int32_t num_lines, int32_t capacity, int32_t* header, int32_t build_cost,
+                          int32_t elements_per_token, uint32_t seed) {
   std::mt19937 random(seed);
   State state;
 #define ASSIGN(type, name, size) state.name = static_cast<type*>(leaves[leaf_##name]);
@@ -73,7 +73,7 @@ extern "C" int32_t extend(void* const* leaves, int32_t num_slots, int32_t max_se
                    {slots, num_rows},
                    {text, lengths, width},
                    {lines, header, num_lines, capacity},
-                   {build_cost, 1 << 20}};
+                   {build_cost, elements_per_token}};
   const ShuffledGrid grid{&random};
   op.plan(grid);
   build_planned(grid, op);
