@@ -1,4 +1,4 @@
-"""Times prompts: `extend` with one long row, beside the same tokens in rows of 256.
+"""Times prompts: `extend` with one long row, beside the same tokens in rows of 128.
 
     python benchmarks/prefill.py --json out.json
 
@@ -20,7 +20,7 @@ from source_tokens import slot_texts
 import jax_sa
 from jax_sa.cli.progress import ProgressBar
 
-SHORT = 256
+SHORT = 128
 
 
 class Case(NamedTuple):
@@ -32,16 +32,19 @@ class Case(NamedTuple):
 
 
 CASES = (
+    Case(1, 0, 256),
     Case(1, 0, 512),
-    Case(1, 0, 1_024),
     Case(1, 0, 2_048),
     Case(1, 0, 8_192),
     Case(1, 0, 32_768),
     Case(1, 0, 131_072),
     Case(8, 0, 32_768),
+    Case(64, 0, 512),
     Case(64, 0, 2_048),
     Case(64, 0, 32_768),
+    Case(1, 30_720, 512),
     Case(1, 30_720, 2_048),
+    Case(8, 30_720, 2_048),
     Case(64, 30_720, 2_048),
 )
 
@@ -97,7 +100,7 @@ def measure(case: Case, kind: str, repeats: int) -> dict[str, float]:
 
     base = milliseconds(lambda state, _: state, 20)
     return {
-        "rows_of_256_ms": milliseconds(extend_in_parts, 1) - base,
+        "rows_of_128_ms": milliseconds(extend_in_parts, 1) - base,
         "one_row_ms": milliseconds(extend, 10) - base,
     }
 

@@ -87,9 +87,10 @@ struct CudaGrid {
   }
 
   // Calls store(i, x) for every element, x being the values up to its own combined. `combine` is
-  // associative and commutative, and 0 changes nothing.
+  // associative and commutative, and 0 changes nothing. `values` has room for a value of each
+  // element, and may be what `store` writes to.
   template <class Combine, class Value, class Store>
-  __device__ __forceinline__ void scan(int32_t count, Combine combine, Value value,
+  __device__ __forceinline__ void scan(int32_t count, int32_t* values, Combine combine, Value value,
                                        Store store) const {
     const int64_t round = int64_t{gridDim.x} * kGridThreads;
     const int64_t share = (count + round - 1) / round * kGridThreads;
@@ -98,7 +99,8 @@ struct CudaGrid {
 
     int32_t own = 0;
     for (int64_t i = first + threadIdx.x; i < end; i += kGridThreads) {
-      own = combine(own, value(static_cast<int32_t>(i)));
+      values[i] = value(static_cast<int32_t>(i));
+      own = combine(own, values[i]);
     }
     const int32_t block = scan_block(own, combine).total;
     if (threadIdx.x == 0) block_values[blockIdx.x] = block;
@@ -110,7 +112,7 @@ struct CudaGrid {
     int32_t so_far = scan_block(own, combine).total;
     for (int64_t begin = first; begin < end; begin += kGridThreads) {
       const int64_t i = begin + threadIdx.x;
-      const Scanned scanned = scan_block(i < end ? value(static_cast<int32_t>(i)) : 0, combine);
+      const Scanned scanned = scan_block(i < end ? values[i] : 0, combine);
       if (i < end) store(static_cast<int32_t>(i), combine(so_far, scanned.value));
       so_far = combine(so_far, scanned.total);
     }

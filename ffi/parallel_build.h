@@ -142,8 +142,8 @@ class ParallelBuild {
       if (is_clone(i)) clones_[created_[i]] = 1;
     });
     grid_.scan(
-        count_, [](int32_t a, int32_t b) { return a + b; }, [&](int32_t i) { return clones_[i]; },
-        [&](int32_t i, int32_t sum) { clones_[i] = sum; });
+        count_, clones_, [](int32_t a, int32_t b) { return a + b; },
+        [&](int32_t i) { return clones_[i]; }, [&](int32_t i, int32_t sum) { clones_[i] = sum; });
   }
 
   JAX_SA_FN int32_t node_of(int32_t interval, const Built& text) const {
@@ -215,18 +215,19 @@ class ParallelBuild {
   // ancestors that no other prefix, earlier in the order, gives the edge to. That of the prefix is
   // implied by the text. Each edge so comes up once.
   JAX_SA_FN void count_edges() {
-    grid_.each(count_, [&](int32_t i) {
-      edges_[i] = 0;
-      const int32_t element = order_[i];
-      const Built& text = wave_.text_of(i);
-      if (element - text.begin < 2) return;
-      const int32_t shared = common_[i] - 1;  // of the prefixes without their last token
-      const int32_t parent = parent_of_prefix(element - 1, text);
-      edges_[i] = climb(parent, shared > 0 ? shared : 0).count + (shared < 0 ? 1 : 0);
-    });
     grid_.scan(
-        count_, [](int32_t a, int32_t b) { return a + b; }, [&](int32_t i) { return edges_[i]; },
-        [&](int32_t i, int32_t sum) { edges_[i] = sum; });
+        count_, edges_, [](int32_t a, int32_t b) { return a + b; },
+        [&](int32_t i) { return edges_of(i); }, [&](int32_t i, int32_t sum) { edges_[i] = sum; });
+  }
+
+  // How many edges the element at a place of the order has.
+  JAX_SA_FN int32_t edges_of(int32_t i) const {
+    const int32_t element = order_[i];
+    const Built& text = wave_.text_of(i);
+    if (element - text.begin < 2) return 0;
+    const int32_t shared = common_[i] - 1;  // by the prefixes without their last token
+    const int32_t parent = parent_of_prefix(element - 1, text);
+    return climb(parent, shared > 0 ? shared : 0).count + (shared < 0 ? 1 : 0);
   }
 
   JAX_SA_FN void write_edges() {

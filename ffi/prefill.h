@@ -13,8 +13,8 @@ namespace jax_sa {
 
 // What a build costs, in tokens appended one after the other in the time that it takes.
 struct BuildCost {
-  int32_t tokens = 400;              // of any build
-  int32_t elements_per_token = 400;  // and one more for each so many elements
+  int32_t tokens = 200;              // of any build
+  int32_t elements_per_token = 350;  // and one more for each so many elements
 };
 
 // A row whose text is built whole. Of a text of n tokens there are n + 1 elements: its prefixes,

@@ -120,7 +120,7 @@ class PrefixOrder {
   JAX_SA_FN int32_t moved(int32_t element, int32_t by) const {
     const Built& text = wave_.text_of(element);
     const int32_t elements = text.length + 1;
-    int32_t to = element - text.begin + by % elements;
+    int32_t to = element - text.begin + (by < elements && -by < elements ? by : by % elements);
     if (to < 0) to += elements;
     if (to >= elements) to -= elements;
     return text.begin + to;
@@ -163,7 +163,7 @@ class PrefixOrder {
   JAX_SA_FN void rank(int32_t level, Equal equal) {
     int32_t* const ranks = wave_.ranks(level);
     grid_.scan(
-        wave_.num_elements, [](int32_t a, int32_t b) { return a > b ? a : b; },
+        wave_.num_elements, spare_, [](int32_t a, int32_t b) { return a > b ? a : b; },
         [&](int32_t i) {
           if (i == 0 || !equal(order_[i], order_[i - 1])) return i;
           shared_->unfinished[level % 2] = level + 1;

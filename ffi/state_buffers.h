@@ -54,13 +54,13 @@ inline ffi::ErrorOr<State> scratch_from(State state, ffi::RemainingRets leaves) 
   return state;
 }
 
-// Whether the results are the arguments from `first` on.
-inline ffi::Error check_in_place(ffi::RemainingArgs args, ffi::RemainingRets rets,
-                                 size_t first = 0) {
-  if (args.size() != first + rets.size()) {
+// Whether the results, but for the last few `others`, are the arguments from `first` on.
+inline ffi::Error check_in_place(ffi::RemainingArgs args, ffi::RemainingRets rets, size_t first = 0,
+                                 size_t others = 0) {
+  if (args.size() + others != first + rets.size()) {
     return ffi::Error::InvalidArgument("state: leaves were lost");
   }
-  for (size_t i = 0; i < rets.size(); ++i) {
+  for (size_t i = 0; i + others < rets.size(); ++i) {
     ffi::ErrorOr<ffi::AnyBuffer> arg = args.get<ffi::AnyBuffer>(first + i);
     ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> ret = rets.get<ffi::AnyBuffer>(i);
     if (arg.has_error()) return arg.error();

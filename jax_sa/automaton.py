@@ -11,12 +11,14 @@ status could say so, nothing does: a slot id must be -1 or in 0..S-1.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_sa import _prefill
 from jax_sa._checks import (
     INT32_MAX,
     check_array,
@@ -25,7 +27,6 @@ from jax_sa._checks import (
     check_int,
     check_positive_float,
 )
-from jax_sa._prefill import LONG_ROW, workspace_shapes
 from jax_sa._targets import result_type, target_name
 from jax_sa._vmap import refuse_vmap
 from jax_sa.state import State, check_state
@@ -80,7 +81,7 @@ def extend(
     """
     check_state(state)
     tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
-    _, state = _append("extend", (tokens, lengths, slots), state)
+    _, state = _call("extend", (tokens, lengths, slots), state, updates=True)
     return state
 
 
@@ -154,8 +155,8 @@ def extend_lookup(
     tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
     limits = _check_limits(tokens.shape[0], limits)
     drafted = _draft_types(state, tokens.shape[0], max_draft)
-    results, state = _append(
-        "extend_lookup", (tokens, lengths, slots, limits), state, drafted, attributes
+    results, state = _call(
+        "extend_lookup", (tokens, lengths, slots, limits), state, drafted, attributes, updates=True
     )
     return state, Draft(*results)
 
@@ -338,33 +339,6 @@ def _draft_types(state: State, rows: int, max_draft: int) -> list[jax.ShapeDtype
     return [result_type(state.length, shape) for shape in shapes]
 
 
-def _append(
-    op: str,
-    arguments: tuple[jax.Array, ...],
-    state: State,
-    results: list[jax.ShapeDtypeStruct] | None = None,
-    attributes: dict[str, Any] | None = None,
-) -> tuple[list[jax.Array], State]:
-    """Calls `extend` or `extend_lookup`; on CUDA, with room to build long rows in parallel."""
-    results = results or []
-    rows, width = arguments[0].shape
-
-    def append(arguments: tuple[jax.Array, ...], state: State) -> tuple[list[jax.Array], State]:
-        return _call(op, arguments, state, results, attributes, updates=True)
-
-    def append_long(
-        arguments: tuple[jax.Array, ...], state: State
-    ) -> tuple[list[jax.Array], State]:
-        shapes = workspace_shapes(rows, width, state.max_seq_len)
-        types = results + [result_type(state.length, shape) for shape in shapes]
-        outputs, state = _call(f"{op}_long", arguments, state, types, attributes, updates=True)
-        return outputs[: len(results)], state
-
-    if rows == 0 or width < LONG_ROW:
-        return append(arguments, state)
-    return jax.lax.platform_dependent(arguments, state, cuda=append_long, default=append)
-
-
 def _call(
     op: str,
     arguments: tuple[jax.Array, ...],
@@ -377,13 +351,18 @@ def _call(
     """Calls a target with the state's leaves last; an update aliases every one of them."""
     results = results or []
     leaves, structure = jax.tree.flatten(state)
-    outputs = jax.ffi.ffi_call(
-        target_name(op),
-        results + [jax.typeof(leaf) for leaf in leaves] * updates,
-        input_output_aliases={len(arguments) + i: len(results) + i for i in range(len(leaves))}
-        if updates
-        else None,
-    )(*refuse_vmap(op, INSTEAD_OF_VMAP, [*arguments, *leaves]), **(attributes or {}))
+    aliases = {len(arguments) + i: len(results) + i for i in range(len(leaves))} if updates else None
+    updated = [jax.typeof(leaf) for leaf in leaves] * updates
+
+    def call(
+        op: str, workspace: Sequence[jax.ShapeDtypeStruct], *operands: jax.Array
+    ) -> list[jax.Array]:
+        types = [*results, *updated, *workspace]
+        target = jax.ffi.ffi_call(target_name(op), types, input_output_aliases=aliases)
+        return target(*operands, **(attributes or {}))
+
+    operands = refuse_vmap(op, INSTEAD_OF_VMAP, [*arguments, *leaves])
+    outputs = _prefill.run(op, operands, state.max_seq_len, call)
     if updates:
         state = jax.tree.unflatten(structure, outputs[len(results) :])
     return outputs[: len(results)], state

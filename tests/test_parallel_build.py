@@ -99,17 +99,17 @@ def test_whole_text(library, name):
     slots.check(0)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(20))
 def test_random_texts(library, seed):
     """Many short ones, each built from the beginning or on what is there."""
     random = np.random.default_rng(seed)
-    for _ in range(20):
+    for _ in range(40):
         vocabulary = random.choice([1, 2, 2, 3, 5, 40])
         length = int(random.integers(2, 90))
         text = random.integers(0, vocabulary, length).tolist()
         if random.random() < 0.3:
             text = (text[: random.integers(1, 5)] * length)[:length]
-        slots = Slots(library, 1, length, seed=int(random.integers(1000)))
+        slots = Slots(library, 1, 90, seed=int(random.integers(1000)))
         cut = int(random.integers(0, length))
         if cut:
             slots.extend([text[:cut]], build_cost=1000 * int(random.integers(2)))

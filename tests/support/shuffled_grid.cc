@@ -37,12 +37,10 @@ struct ShuffledGrid {
   }
 
   template <class Combine, class Value, class Store>
-  void scan(int32_t count, Combine combine, Value value, Store store) const {
-    int32_t so_far = 0;
-    for (int32_t i = 0; i < count; ++i) {
-      so_far = combine(so_far, value(i));
-      store(i, so_far);
-    }
+  void scan(int32_t count, int32_t* values, Combine combine, Value value, Store store) const {
+    each(count, [&](int32_t i) { values[i] = value(i); });
+    std::inclusive_scan(values, values + count, values, combine);
+    each(count, [&](int32_t i) { store(i, values[i]); });
   }
 
   void raise(int32_t& place, int32_t value) const { place = std::max(place, value); }
