@@ -351,8 +351,8 @@ def _call(
     """Calls a target with the state's leaves last; an update aliases every one of them."""
     results = results or []
     leaves, structure = jax.tree.flatten(state)
-    aliases = {len(arguments) + i: len(results) + i for i in range(len(leaves))} if updates else None
     updated = [jax.typeof(leaf) for leaf in leaves] * updates
+    aliases = {len(arguments) + i: len(results) + i for i in range(len(updated))}
 
     def call(
         op: str, workspace: Sequence[jax.ShapeDtypeStruct], *operands: jax.Array
