@@ -43,6 +43,14 @@ struct CudaGrid {
     sync();
   }
 
+  // Whether the predicate holds for any element. Every block asks for itself: it should be few.
+  template <class Predicate>
+  __device__ __forceinline__ bool any(int32_t count, Predicate predicate) const {
+    bool found = false;
+    for (int32_t i = threadIdx.x; i < count; i += kGridThreads) found |= predicate(i);
+    return __syncthreads_or(found) != 0;
+  }
+
   // Calls move(i, place) for every element, the place being its own in a stable sort by digits in
   // 0..kDigits-1. A warp has elements side by side, and goes through them in order.
   template <class Digit, class Move>

@@ -13,8 +13,7 @@ constexpr int32_t kElementsPerBlock = 512;
 __global__ void __launch_bounds__(kGridThreads, 1) build(const __grid_constant__ Prefill op) {
   __shared__ CudaGrid::Scratch scratch;
   const CudaGrid grid{scratch, op.block_counts(), op.block_counts() + kMaxBlocks * kDigits};
-  op.plan(grid);
-  build_planned(grid, op);
+  if (op.plan(grid)) build_planned(grid, op);
 }
 
 }  // namespace

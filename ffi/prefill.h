@@ -101,17 +101,22 @@ struct Prefill {
   JAX_SA_SHARED_FN Text text_left() const { return {text.tokens, left(), text.width}; }
 
   // Decides which rows are built: those of at least so many tokens that the whole costs least.
+  // Returns whether there are any.
   template <class Grid>
-  JAX_SA_FN void plan(const Grid& grid) const {
+  JAX_SA_FN bool plan(const Grid& grid) const {
+    const bool may_pay =
+        grid.any(rows.count, [&](int32_t row) { return text.lengths[row] > cost.tokens; });
     grid.each(rows.count, [&](int32_t row) {
       left()[row] = text.lengths[row];
-      counts()[row] = count_of(row);
+      if (may_pay) counts()[row] = count_of(row);
     });
+    if (!may_pay) return false;
     grid.each(rows.count, [&](int32_t row) { costs()[row] = cost_from(counts()[row]); });
     grid.each(1, [&](int32_t) {
       shared()->token_bits = 0;
       shared()->num_built = choose();
     });
+    return shared()->num_built > 0;
   }
 
  private:

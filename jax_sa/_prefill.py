@@ -15,7 +15,7 @@ LONG_ROW = 256
 """Tokens of a row from which on it can pay to build its text in parallel."""
 
 _OPS = ("extend", "extend_lookup")
-_ELEMENTS_PER_TOKEN = 400
+_ELEMENTS_PER_TOKEN = 350
 _MAX_ELEMENTS = 2**22
 
 # As in ffi/prefill.h, which sees to it that they are enough.

@@ -147,7 +147,7 @@ def extend_lookup(
     draft_factor: float | None = None,
     periodic: bool = True,
 ) -> tuple[State, Draft]:
-    """`extend`, then `lookup` of the same rows, in one kernel launch; in two where T is 256 or more.
+    """`extend`, then `lookup` of the same rows, in one kernel launch, or two for long rows.
 
     Arguments, results and errors are theirs, but for one thing: of rows that name one slot, only
     the first drafts.

@@ -107,6 +107,23 @@ def test_prompts_in_a_compiled_loop():
         assert_slot_equals(state, slot, reference_of(text[:length] + text[:2], 1000))
 
 
+def test_one_program_for_several_states():
+    """On a GPU one CUDA graph, whose kernels get other buffers from call to call."""
+    blocks = np.array([texts.random_text(9, 700, seed=i) for i in range(6)], np.int32)
+    states = [jax_sa.init(1, 720, seed=i) for i in range(3)]
+    lengths = jnp.full(1, 350, jnp.int32)
+    program = jax.jit(jax_sa.extend, donate_argnums=0).lower(
+        states[0], jnp.zeros((1, 700), jnp.int32), lengths
+    )
+    program = program.compile(compiler_options={"xla_gpu_graph_min_graph_size": 1})
+    for call in range(6):
+        block = jnp.asarray(blocks[call : call + 1])
+        states[call % 3] = program(states[call % 3], block, lengths)
+    for slot, state in enumerate(states):
+        text = [*blocks[slot, :350].tolist(), *blocks[slot + 3, :350].tolist()]
+        assert_slot_equals(state, 0, reference_of(text, 720))
+
+
 @pytest.mark.parametrize("rows, length", [(1, 32_768), (1, 100_000), (40, 8_192)])
 @pytest.mark.parametrize("kind", ["two", "many", "run", "pairs"])
 def test_large(rows, length, kind):

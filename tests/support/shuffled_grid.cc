@@ -25,6 +25,13 @@ struct ShuffledGrid {
     for (int32_t i : order) body(i);
   }
 
+  template <class Predicate>
+  bool any(int32_t count, Predicate predicate) const {
+    bool found = false;
+    for (int32_t i = 0; i < count; ++i) found |= predicate(i);
+    return found;
+  }
+
   template <class Digit, class Move>
   void sort_by_digit(int32_t count, Digit digit, Move move) const {
     std::vector<int32_t> order(count);
@@ -73,9 +80,9 @@ extern "C" int32_t extend(void* const* leaves, int32_t num_slots, int32_t max_se
                    {lines, header, num_lines, capacity},
                    {build_cost, elements_per_token}};
   const ShuffledGrid grid{&random};
-  op.plan(grid);
-  build_planned(grid, op);
+  const bool builds = op.plan(grid);
+  if (builds) build_planned(grid, op);
   const Extend rest{state, op.rows, op.text_left()};
   for (int32_t row = 0; row < num_rows; ++row) rest(HostWarp{}, row);
-  return op.shared()->num_built;
+  return builds ? op.shared()->num_built : 0;
 }
