@@ -4,6 +4,7 @@
 #include "fused_copy_handlers.h"
 #include "kernels.h"
 #include "module.h"
+#include "pool_handlers.h"
 #include "prefill_handlers.h"
 #include "seqlens_handlers.h"
 #include "whole_slots_handlers.h"
@@ -27,6 +28,7 @@ struct CudaRunner {
 using CudaAutomaton = AutomatonHandlers<CudaRunner>;
 using CudaPrefill = PrefillHandlers<CudaRunner>;
 using CudaWholeSlots = WholeSlotsHandlers<CudaRunner>;
+using CudaPool = PoolHandlers<CudaRunner>;
 using CudaSeqlens = SeqlensHandlers<CudaRunner>;
 using CudaFusedCopy = FusedCopyHandlers<CudaRunner>;
 
@@ -37,15 +39,16 @@ XLA_FFI_DEFINE_HANDLER(kExtend, CudaAutomaton::extend, CudaAutomaton::bind_exten
 XLA_FFI_DEFINE_HANDLER(kLookup, CudaAutomaton::lookup, CudaAutomaton::bind_lookup(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kExtendLookup, CudaAutomaton::extend_lookup,
                        CudaAutomaton::bind_extend_lookup(), kTraits);
-XLA_FFI_DEFINE_HANDLER(kExtendLong, CudaPrefill::extend, CudaPrefill::bind_extend(), kTraits);
-XLA_FFI_DEFINE_HANDLER(kExtendLookupLong, CudaPrefill::extend_lookup,
-                       CudaPrefill::bind_extend_lookup(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kPrefill, CudaPrefill::prefill, CudaPrefill::bind_prefill(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kReadTokens, CudaAutomaton::read_tokens, CudaAutomaton::bind_read_tokens(),
                        kTraits);
 XLA_FFI_DEFINE_HANDLER(kValidate, CudaAutomaton::validate, CudaAutomaton::bind_validate(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kReset, CudaWholeSlots::reset, CudaWholeSlots::bind_reset(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kInsert, CudaWholeSlots::insert, CudaWholeSlots::bind_insert(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kCopySlots, CudaWholeSlots::copy_slots, CudaWholeSlots::bind_copy_slots(),
+                       kTraits);
+XLA_FFI_DEFINE_HANDLER(kPoolInsert, CudaPool::insert, CudaPool::bind_insert(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kPoolInsertSlots, CudaPool::insert_slots, CudaPool::bind_insert_slots(),
                        kTraits);
 XLA_FFI_DEFINE_HANDLER(kExpandSeqlens, CudaSeqlens::expand, CudaSeqlens::bind_expand(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kFusedCopy, CudaFusedCopy::copy, CudaFusedCopy::bind_copy(), kTraits);
@@ -54,13 +57,14 @@ PYBIND11_MODULE(_cuda, module) {
   define_module(module, {{"extend", kExtend},
                          {"lookup", kLookup},
                          {"extend_lookup", kExtendLookup},
-                         {"extend_long", kExtendLong},
-                         {"extend_lookup_long", kExtendLookupLong},
+                         {"prefill", kPrefill},
                          {"read_tokens", kReadTokens},
                          {"validate", kValidate},
                          {"reset", kReset},
                          {"insert", kInsert},
                          {"copy_slots", kCopySlots},
+                         {"pool_insert", kPoolInsert},
+                         {"pool_insert_slots", kPoolInsertSlots},
                          {"expand_seqlens", kExpandSeqlens},
                          {"fused_copy", kFusedCopy}});
 }

@@ -1,5 +1,4 @@
-// Long rows: the texts that are built whole, in one kernel on all of the device; then a warp for
-// each row appends what is left.
+// prefill: one kernel on all of the device, which meets between phases.
 #include "cuda_grid.h"
 #include "kernels.h"
 #include "parallel_build.h"

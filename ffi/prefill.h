@@ -29,9 +29,8 @@ struct Built {
 
 // The arrays that a build works with. Rows that do not fit together are built in waves.
 struct Workspace {
-  int32_t* lines;   // [num_lines, capacity]
-  int32_t* header;  // [kHeaderWords + kRowWords * rows]
-  int32_t num_lines;
+  int32_t* lines;    // [lines_for(max_seq_len), capacity]
+  int32_t* header;   // [kHeaderWords + kRowWords * rows]
   int32_t capacity;  // elements of a wave at most
 };
 
@@ -63,11 +62,11 @@ constexpr int32_t kMaxBlocks = 256;
 constexpr int32_t kDigitBits = 8;
 constexpr int32_t kDigits = 1 << kDigitBits;
 
-// The header: words that a wave shares, counts of every block, and for each row what it is left
-// with, its costs, and a Built.
+// The header: words that a wave shares, counts of every block, and for each row how many tokens
+// it appends, a cost, and a Built.
 constexpr int32_t kSharedWords = 64;
 constexpr int32_t kHeaderWords = kSharedWords + kMaxBlocks * (kDigits + 1);
-constexpr int32_t kRowWords = 3 + static_cast<int32_t>(sizeof(Built) / sizeof(int32_t));
+constexpr int32_t kRowWords = 2 + static_cast<int32_t>(sizeof(Built) / sizeof(int32_t));
 
 struct Shared {
   // The last round that another follows, of even and of odd rounds.
@@ -82,6 +81,9 @@ struct Prefill {
   State state;
   Rows rows;
   Text text;
+  // [rows] What an op is to append after this, as lengths of the same rows: a row that was built
+  // has nothing left, and one more token than there is room for if it lost some.
+  int32_t* left;
   Workspace workspace;
   BuildCost cost;
 
@@ -90,15 +92,11 @@ struct Prefill {
   JAX_SA_SHARED_FN int32_t* row_words(int32_t i) const {
     return workspace.header + kHeaderWords + i * rows.count;
   }
-  // Of each row: tokens that are left to append, or a length that says what was wrong.
-  JAX_SA_SHARED_FN int32_t* left() const { return row_words(0); }
   // Of each row: tokens to append, and the cost of building all rows of that many tokens.
-  JAX_SA_SHARED_FN int32_t* counts() const { return row_words(1); }
-  JAX_SA_SHARED_FN int32_t* costs() const { return row_words(2); }
+  JAX_SA_SHARED_FN int32_t* counts() const { return row_words(0); }
+  JAX_SA_SHARED_FN int32_t* costs() const { return row_words(1); }
   // [num_built], in the order of rows; a wave begins where `begin` is 0.
-  JAX_SA_SHARED_FN Built* built() const { return reinterpret_cast<Built*>(row_words(3)); }
-
-  JAX_SA_SHARED_FN Text text_left() const { return {text.tokens, left(), text.width}; }
+  JAX_SA_SHARED_FN Built* built() const { return reinterpret_cast<Built*>(row_words(2)); }
 
   // Decides which rows are built: those of at least so many tokens that the whole costs least.
   // Returns whether there are any.
@@ -107,7 +105,7 @@ struct Prefill {
     const bool may_pay =
         grid.any(rows.count, [&](int32_t row) { return text.lengths[row] > cost.tokens; });
     grid.each(rows.count, [&](int32_t row) {
-      left()[row] = text.lengths[row];
+      left[row] = text.lengths[row];
       if (may_pay) counts()[row] = count_of(row);
     });
     if (!may_pay) return false;
@@ -189,8 +187,7 @@ struct Prefill {
       if (begin + int64_t{elements} > workspace.capacity) begin = 0;
       built()[num_built++] = {row, slot, begin, elements - 1, old_length(slot)};
       begin += elements;
-      // One more token than there is room for says that some are lost.
-      left()[row] = text.lengths[row] > counts()[row] ? 1 : 0;
+      left[row] = text.lengths[row] > counts()[row] ? 1 : 0;
     }
     return num_built;
   }

@@ -1,58 +1,78 @@
-"""Long rows, whose texts CUDA may build in parallel, and the room that it needs for that.
+"""Long rows, whose texts CUDA may build in parallel before an op appends to them.
 
-The handlers for long rows are `extend` and `extend_lookup` with two more results, which they work
-in. How many tokens a row has only the device knows, and there it decides which texts to build;
-`ffi/prefill.h` says how.
+The handler `prefill` builds the texts for which that is faster, and says how many tokens of each
+row are left to append; the op then runs on those, whatever else it does. How many tokens a row has
+only the device knows, so it is the device that chooses; `ffi/prefill.h` says how.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
-from jax_sa._targets import result_type
+from jax_sa._targets import target_name
+from jax_sa.state import State
 
 LONG_ROW = 256
 """Tokens of a row from which on it can pay to build its text in parallel."""
 
-_OPS = ("extend", "extend_lookup")
+_OPS = ("extend", "extend_lookup", "extend_lookup_tree")
+"""Ops whose operands are tokens, lengths and slots first, and the leaves of a state last."""
+
+_FIELDS = [field.name for field in dataclasses.fields(State)]
 _ELEMENTS_PER_TOKEN = 350
 _MAX_ELEMENTS = 2**22
 
-# As in ffi/prefill.h, which sees to it that they are enough.
+# As in ffi/prefill.h; the handler sees to it that they are enough.
 _LINES = 11
 _HEADER_WORDS = 64 + 256 * 257
-_ROW_WORDS = 8
+_ROW_WORDS = 7
 
 
-def run(
-    op: str,
-    operands: Sequence[jax.Array],
-    max_seq_len: int,
-    call: Callable[..., Sequence[jax.Array]],
-) -> Sequence[jax.Array]:
-    """`call(op, workspace, *operands)`, or the same for long rows where the platform has it.
+def run(op: str, operands: Sequence[jax.Array]) -> list[jax.Array]:
+    """The operands of a target as they are once long texts were built: lengths and leaves change.
 
     Args:
       op: the op's public name.
-      operands: of the target; of an op that appends, the tokens int32[B, T] come first.
-      max_seq_len: N.
-      call: calls a target with the types of a workspace as its last results.
-
-    Returns:
-      The results without the workspace.
+      operands: of one device; the tokens are int32[B, T].
     """
     if op not in _OPS or 0 in operands[0].shape or operands[0].shape[1] < LONG_ROW:
-        return call(op, (), *operands)
-    shapes = workspace_shapes(*operands[0].shape, max_seq_len)
-    workspace = [result_type(operands[0], shape) for shape in shapes]
+        return list(operands)
+    first = len(operands) - len(_FIELDS)
+    tokens, lengths, slots, *others = operands[:first]
+    left, *leaves = jax.lax.platform_dependent(
+        *(tokens, lengths, slots, *operands[first:]), cuda=_prefill, default=_leave
+    )
+    return [tokens, left, slots, *others, *leaves]
 
-    def append(*operands: jax.Array) -> Sequence[jax.Array]:
-        return call(op, (), *operands)
 
-    def append_long(*operands: jax.Array) -> Sequence[jax.Array]:
-        return call(f"{op}_long", workspace, *operands)[: -len(workspace)]
+def _leave(
+    tokens: jax.Array, lengths: jax.Array, slots: jax.Array, *leaves: jax.Array
+) -> tuple[jax.Array, ...]:
+    return lengths, *leaves
 
-    return jax.lax.platform_dependent(*operands, cuda=append_long, default=append)
+
+def _prefill(
+    tokens: jax.Array, lengths: jax.Array, slots: jax.Array, *leaves: jax.Array
+) -> tuple[jax.Array, ...]:
+    max_seq_len = leaves[_FIELDS.index("tokens")].shape[-1]
+    workspace = [
+        _replicated(tokens, shape) for shape in workspace_shapes(*tokens.shape, max_seq_len)
+    ]
+    updated = [jax.typeof(leaf) for leaf in leaves]
+    types = [jax.typeof(lengths), *workspace, *updated]
+    aliases = {3 + i: 1 + len(workspace) + i for i in range(len(leaves))}
+    call = jax.ffi.ffi_call(target_name("prefill"), types, input_output_aliases=aliases)
+    left, *results = call(tokens, lengths, slots, *leaves)
+    return left, *results[len(workspace) :]
+
+
+def _replicated(like: jax.Array, shape: tuple[int, ...]) -> Any:
+    """The type of a result that varies as `like` does, and is the same size on every device."""
+    argument = jax.typeof(like)
+    spec = jax.sharding.PartitionSpec(*[None] * len(shape))
+    return argument.update(shape=shape, sharding=argument.sharding.update(spec=spec))
 
 
 def capacity(rows: int, width: int, max_seq_len: int) -> int:

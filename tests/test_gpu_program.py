@@ -3,7 +3,6 @@
 Needs the CUDA handlers and JAX's CUDA plugin, of jaxlib's own version, but no GPU.
 """
 
-import math
 import pathlib
 import re
 
@@ -19,13 +18,17 @@ from metadata_programs import (
 )
 from programs import (
     CAPACITY,
+    POOL_PROGRAMS,
     PROGRAMS,
     PROMPT,
     SLOTS,
     assert_in_place,
+    assert_pool_in_place,
     compile_insert,
+    compile_pool_program,
     compile_program,
     compile_prompt,
+    prompt_workspace,
 )
 from requirements import unavailable
 
@@ -60,6 +63,13 @@ def test_captured(h100, program, tmp_path):
     assert_captured(tmp_path)
 
 
+@pytest.mark.parametrize("program", POOL_PROGRAMS, ids=lambda program: program.__name__)
+def test_pool_in_place_and_captured(h100, program, tmp_path):
+    options = {"xla_dump_to": str(tmp_path), "xla_gpu_graph_min_graph_size": 1}
+    assert_pool_in_place(compile_pool_program(program, h100, **options))
+    assert_captured(tmp_path)
+
+
 def test_insert_in_place_and_captured(h100, tmp_path):
     assert_in_place(compile_insert(h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1))
     assert_captured(tmp_path)
@@ -68,11 +78,10 @@ def test_insert_in_place_and_captured(h100, tmp_path):
 def test_long_rows_in_place_and_captured(h100, tmp_path):
     """With a workspace of bounded size, and the state where it is."""
     compiled = compile_prompt(h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
-    shapes = _prefill.workspace_shapes(SLOTS, PROMPT, CAPACITY)
-    workspace = 4 * sum(math.prod(shape) for shape in shapes)
+    workspace = prompt_workspace()
     assert workspace < 112 * _prefill.capacity(SLOTS, PROMPT, CAPACITY) + 2**19
     assert_in_place(compiled, workspace)
-    assert "jax_sa_extend_lookup_long" in compiled.as_text()
+    assert "jax_sa_prefill" in compiled.as_text()
     assert_captured(tmp_path)
 
 

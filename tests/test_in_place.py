@@ -6,13 +6,17 @@ import pytest
 from programs import (
     CAPACITY,
     MAX_DRAFT,
+    POOL_PROGRAMS,
     PROGRAMS,
     SLOTS,
     assert_in_place,
+    assert_pool_in_place,
     compile_insert,
+    compile_pool_program,
     compile_program,
     compile_prompt,
     decode_step,
+    prompt_workspace,
 )
 
 import jax_sa
@@ -23,12 +27,18 @@ def test_no_copy_in_the_compiled_program(program):
     assert_in_place(compile_program(program))
 
 
+@pytest.mark.parametrize("program", POOL_PROGRAMS, ids=lambda program: program.__name__)
+def test_no_copy_of_a_pool(program):
+    assert_pool_in_place(compile_pool_program(program))
+
+
 def test_no_copy_in_insert():
     assert_in_place(compile_insert())
 
 
 def test_no_copy_in_a_prompt():
-    assert_in_place(compile_prompt())
+    workspace = prompt_workspace() if jax.default_backend() == "gpu" else 0
+    assert_in_place(compile_prompt(), workspace)
 
 
 def test_the_check_sees_copies():

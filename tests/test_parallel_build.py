@@ -73,7 +73,7 @@ class Slots:
         return self.library.extend(
             *((ctypes.c_void_p * len(leaves))(*leaves), len(self.texts), capacity),
             *(self.state.edges.shape[1], pointer(block), pointer(lengths), pointer(slots)),
-            *(len(rows), width, pointer(lines), num_lines, room, pointer(header)),
+            *(len(rows), width, pointer(lines), room, pointer(header)),
             *(build_cost, elements_per_token, seed),
         )
 

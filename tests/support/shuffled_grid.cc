@@ -64,7 +64,7 @@ struct ShuffledGrid {
 extern "C" int32_t extend(void* const* leaves, int32_t num_slots, int32_t max_seq_len,
                           int32_t num_entries, const int32_t* text, const int32_t* lengths,
                           const int32_t* slots, int32_t num_rows, int32_t width, int32_t* lines,
-                          int32_t num_lines, int32_t capacity, int32_t* header, int32_t build_cost,
+                          int32_t capacity, int32_t* header, int32_t build_cost,
                           int32_t elements_per_token, uint32_t seed) {
   std::mt19937 random(seed);
   State state;
@@ -74,15 +74,13 @@ extern "C" int32_t extend(void* const* leaves, int32_t num_slots, int32_t max_se
   state.num_slots = num_slots;
   state.max_seq_len = max_seq_len;
   state.num_entries = num_entries;
-  const Prefill op{state,
-                   {slots, num_rows},
-                   {text, lengths, width},
-                   {lines, header, num_lines, capacity},
-                   {build_cost, elements_per_token}};
+  std::vector<int32_t> left(num_rows);
+  const Prefill op{state,       {slots, num_rows},         {text, lengths, width},
+                   left.data(), {lines, header, capacity}, {build_cost, elements_per_token}};
   const ShuffledGrid grid{&random};
   const bool builds = op.plan(grid);
   if (builds) build_planned(grid, op);
-  const Extend rest{state, op.rows, op.text_left()};
+  const Extend rest{state, op.rows, {text, left.data(), width}};
   for (int32_t row = 0; row < num_rows; ++row) rest(HostWarp{}, row);
   return builds ? op.shared()->num_built : 0;
 }
