@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 from jax_sa._targets import target_name
 from jax_sa.state import State
@@ -41,21 +43,14 @@ def run(op: str, operands: Sequence[jax.Array]) -> list[jax.Array]:
         return list(operands)
     first = len(operands) - len(_FIELDS)
     tokens, lengths, slots, *others = operands[:first]
-    left, *leaves = jax.lax.platform_dependent(
-        *(tokens, lengths, slots, *operands[first:]), cuda=_prefill, default=_leave
-    )
+    left, *leaves = _prefill.bind(tokens, lengths, slots, *operands[first:])
     return [tokens, left, slots, *others, *leaves]
 
 
-def _leave(
+def _build(
     tokens: jax.Array, lengths: jax.Array, slots: jax.Array, *leaves: jax.Array
 ) -> tuple[jax.Array, ...]:
-    return lengths, *leaves
-
-
-def _prefill(
-    tokens: jax.Array, lengths: jax.Array, slots: jax.Array, *leaves: jax.Array
-) -> tuple[jax.Array, ...]:
+    """Calls the handler."""
     max_seq_len = leaves[_FIELDS.index("tokens")].shape[-1]
     workspace = [
         _replicated(tokens, shape) for shape in workspace_shapes(*tokens.shape, max_seq_len)
@@ -66,6 +61,16 @@ def _prefill(
     call = jax.ffi.ffi_call(target_name("prefill"), types, input_output_aliases=aliases)
     left, *results = call(tokens, lengths, slots, *leaves)
     return left, *results[len(workspace) :]
+
+
+# A primitive, because it is lowered differently for each platform: for all but CUDA, to nothing.
+_prefill = Primitive("jax_sa_prefill")
+_prefill.multiple_results = True
+_prefill.def_abstract_eval(lambda tokens, lengths, slots, *leaves: [lengths, *leaves])
+mlir.register_lowering(
+    _prefill, lambda context, tokens, lengths, slots, *leaves: [lengths, *leaves]
+)
+mlir.register_lowering(_prefill, mlir.lower_fun(_build, multiple_results=True), platform="cuda")
 
 
 def _replicated(like: jax.Array, shape: tuple[int, ...]) -> Any:

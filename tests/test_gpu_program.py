@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from metadata_programs import (
     METADATA_PROGRAMS,
     assert_copies_in_place,
@@ -37,18 +37,23 @@ from jax_sa import _prefill, _targets
 TARGET = pathlib.Path(__file__).parent / "support" / "h100.txtpb"
 
 
-@pytest.fixture(scope="module")
-def h100():
+def h100_topology(shape):
+    """H100s that are not there."""
     cuda = next(platform for platform in _targets.platforms() if platform.name == "CUDA")
     if cuda.problem:
         unavailable(f"the CUDA handlers are {cuda.problem}")
     try:
-        topology = topologies.get_topology_desc(
-            platform="cuda", target_config=TARGET.read_text(), topology="1x1x1"
+        return topologies.get_topology_desc(
+            platform="cuda", target_config=TARGET.read_text(), topology=shape
         )
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
         unavailable(f"JAX's CUDA plugin is missing: {str(error).splitlines()[0]}")
-    return NamedSharding(Mesh(np.array(topology.devices), ("device",)), PartitionSpec())
+
+
+@pytest.fixture(scope="module")
+def h100():
+    mesh = Mesh(np.array(h100_topology("1x1x1").devices), ("device",))
+    return NamedSharding(mesh, PartitionSpec())
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
@@ -83,6 +88,17 @@ def test_long_rows_in_place_and_captured(h100, tmp_path):
     assert_in_place(compiled, workspace)
     assert "jax_sa_prefill" in compiled.as_text()
     assert_captured(tmp_path)
+
+
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
+def test_long_rows_on_two_gpus(axes):
+    """Each builds the texts of its own slots, and nothing is communicated."""
+    mesh = Mesh(np.array(h100_topology("1x1x2").devices), ("device",), axis_types=(axes,))
+    compiled = compile_prompt(NamedSharding(mesh, PartitionSpec("device")))
+    program = compiled.as_text()
+    assert "jax_sa_prefill" in program
+    assert not re.search(r"all-(reduce|gather|to-all)|collective-permute| copy\(", program)
+    assert compiled.memory_analysis().temp_size_in_bytes < prompt_workspace() + 2**20
 
 
 @pytest.mark.parametrize("program", METADATA_PROGRAMS, ids=lambda program: program.__name__)

@@ -107,6 +107,20 @@ def test_prompts_in_a_compiled_loop():
         assert_slot_equals(state, slot, reference_of(text[:length] + text[:2], 1000))
 
 
+def test_vmapped():
+    blocks = np.array([texts.random_text(7, 600, seed=i) for i in range(6)], np.int32)
+    lengths = np.array([[600, 599], [300, 0], [256, 10]], np.int32)
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[jax_sa.init(2, 650)] * 3)
+    states = jax.jit(jax.vmap(jax_sa.extend), donate_argnums=0)(
+        states, jnp.asarray(blocks.reshape(3, 2, 600)), jnp.asarray(lengths)
+    )
+    for element in range(3):
+        state = jax.tree.map(lambda leaf, element=element: leaf[element], states)
+        for slot in range(2):
+            text = blocks[2 * element + slot, : lengths[element, slot]].tolist()
+            assert_slot_equals(state, slot, reference_of(text, 650))
+
+
 def test_one_program_for_several_states():
     """On a GPU one CUDA graph, whose kernels get other buffers from call to call."""
     blocks = np.array([texts.random_text(9, 700, seed=i) for i in range(6)], np.int32)
