@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "module.h"
 #include "pool_handlers.h"
+#include "prefill_handlers.h"
 #include "seqlens_handlers.h"
 #include "whole_slots_handlers.h"
 
@@ -25,6 +26,7 @@ struct CudaRunner {
 };
 
 using CudaAutomaton = AutomatonHandlers<CudaRunner>;
+using CudaPrefill = PrefillHandlers<CudaRunner>;
 using CudaWholeSlots = WholeSlotsHandlers<CudaRunner>;
 using CudaPool = PoolHandlers<CudaRunner>;
 using CudaSeqlens = SeqlensHandlers<CudaRunner>;
@@ -37,6 +39,7 @@ XLA_FFI_DEFINE_HANDLER(kExtend, CudaAutomaton::extend, CudaAutomaton::bind_exten
 XLA_FFI_DEFINE_HANDLER(kLookup, CudaAutomaton::lookup, CudaAutomaton::bind_lookup(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kExtendLookup, CudaAutomaton::extend_lookup,
                        CudaAutomaton::bind_extend_lookup(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kPrefill, CudaPrefill::prefill, CudaPrefill::bind_prefill(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kReadTokens, CudaAutomaton::read_tokens, CudaAutomaton::bind_read_tokens(),
                        kTraits);
 XLA_FFI_DEFINE_HANDLER(kValidate, CudaAutomaton::validate, CudaAutomaton::bind_validate(), kTraits);
@@ -54,6 +57,7 @@ PYBIND11_MODULE(_cuda, module) {
   define_module(module, {{"extend", kExtend},
                          {"lookup", kLookup},
                          {"extend_lookup", kExtendLookup},
+                         {"prefill", kPrefill},
                          {"read_tokens", kReadTokens},
                          {"validate", kValidate},
                          {"reset", kReset},

@@ -6,6 +6,7 @@
 
 #include "fused_copy.h"
 #include "pool_insert.h"
+#include "prefill.h"
 #include "rows.h"
 #include "seqlens.h"
 #include "validate.h"
@@ -16,6 +17,7 @@ namespace jax_sa {
 cudaError_t launch(const Extend& op, cudaStream_t stream);
 cudaError_t launch(const Lookup& op, cudaStream_t stream);
 cudaError_t launch(const ExtendLookup& op, cudaStream_t stream);
+cudaError_t launch(const Prefill& op, cudaStream_t stream);
 cudaError_t launch(const ReadTokens& op, cudaStream_t stream);
 cudaError_t launch(const Validate& op, cudaStream_t stream);
 cudaError_t launch(const Reset& op, cudaStream_t stream);

@@ -77,6 +77,10 @@ def extend(
 ) -> State:
     """Appends `tokens[b, :lengths[b]]` to the text of row b's slot.
 
+    On CUDA, where T is 256 or more, the automata of long rows are built in parallel if that is
+    faster, in up to 0.5 GB of temporary memory (docs/automaton.md). They are the same, up to the
+    places of edges in their table and lists.
+
     Args:
       state: of S slots.
       tokens: int32[B, T]; every int32 is a legal token. T may be 1 or a whole prompt.
@@ -178,7 +182,7 @@ def extend_lookup(
     pool: Pool | None = None,
     groups: jax.Array | None = None,
 ) -> tuple[State, Draft]:
-    """`extend`, then `lookup` of the same rows, in one kernel launch.
+    """`extend`, then `lookup` of the same rows, in one kernel launch, or two for long rows.
 
     Arguments, results and errors are theirs, but for one thing: of rows that name one slot, only
     the first drafts.

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from metadata_programs import (
     METADATA_PROGRAMS,
     assert_copies_in_place,
@@ -22,24 +22,28 @@ from programs import (
     CAPACITY,
     POOL_PROGRAMS,
     PROGRAMS,
+    PROMPT,
     SLOTS,
     assert_in_place,
     assert_pool_in_place,
     compile_insert,
     compile_pool_program,
     compile_program,
+    compile_prompt,
+    prompt_workspace,
     scan,
     while_loop,
 )
 from requirements import unavailable
 
 import jax_sa
-from jax_sa import _targets
+from jax_sa import _prefill, _targets
 
 TARGET = pathlib.Path(__file__).parent / "support" / "h100.txtpb"
 
 
-def find_devices(topology):
+def find_devices(topology, **options):
+    """A mesh of H100s that are not there."""
     cuda = next(platform for platform in _targets.platforms() if platform.name == "CUDA")
     if cuda.problem:
         unavailable(f"the CUDA handlers are {cuda.problem}")
@@ -49,7 +53,7 @@ def find_devices(topology):
         )
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
         unavailable(f"JAX's CUDA plugin is missing: {str(error).splitlines()[0]}")
-    return Mesh(np.array(described.devices), ("device",))
+    return Mesh(np.array(described.devices), ("device",), **options)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,27 @@ def test_pool_in_place_and_captured(h100, program, tmp_path):
 def test_insert_in_place_and_captured(h100, tmp_path):
     assert_in_place(compile_insert(h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1))
     assert_captured(tmp_path)
+
+
+def test_long_rows_in_place_and_captured(h100, tmp_path):
+    """With a workspace of bounded size, and the state where it is."""
+    compiled = compile_prompt(h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
+    workspace = prompt_workspace()
+    assert workspace < 112 * _prefill.capacity(SLOTS, PROMPT, CAPACITY) + 2**19
+    assert_in_place(compiled, workspace)
+    assert "jax_sa_prefill" in compiled.as_text()
+    assert_captured(tmp_path)
+
+
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
+def test_long_rows_on_two_gpus(axes):
+    """Each builds the texts of its own slots, and nothing is communicated."""
+    mesh = find_devices("1x1x2", axis_types=(axes,))
+    compiled = compile_prompt(NamedSharding(mesh, PartitionSpec("device")))
+    program = compiled.as_text()
+    assert "jax_sa_prefill" in program
+    assert not re.search(r"all-(reduce|gather|to-all)|collective-permute| copy\(", program)
+    assert compiled.memory_analysis().temp_size_in_bytes < prompt_workspace() + 2**20
 
 
 @pytest.mark.parametrize("program", METADATA_PROGRAMS, ids=lambda program: program.__name__)

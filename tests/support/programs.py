@@ -1,14 +1,16 @@
 """Programs as users write them, and what XLA made of them."""
 
 import functools
+import math
 
 import copies
 import jax
 import jax.numpy as jnp
 
 import jax_sa
+from jax_sa import _prefill
 
-SLOTS, CAPACITY, MAX_DRAFT, STEPS = 64, 32_768, 8, 100
+SLOTS, CAPACITY, MAX_DRAFT, STEPS, PROMPT = 64, 32_768, 8, 100, 1024
 POOL_CAPACITY = 2**20
 
 
@@ -121,6 +123,24 @@ def compile_pool_program(program, sharding=None, **options):
     return _compile(program, ((_state(SLOTS), _pool()), targets), sharding, options)
 
 
+def prompt(state, tokens, lengths):
+    """Long rows, which CUDA may build in parallel."""
+    return jax_sa.extend_lookup(state, tokens, lengths, max_draft=MAX_DRAFT)
+
+
+def prompt_workspace():
+    """Bytes that CUDA builds the texts of `prompt` in."""
+    shapes = _prefill.workspace_shapes(SLOTS, PROMPT, CAPACITY)
+    return 4 * sum(math.prod(shape) for shape in shapes)
+
+
+def compile_prompt(sharding=None, **options):
+    """Compiles `prompt` likewise."""
+    tokens = jax.ShapeDtypeStruct((SLOTS, PROMPT), jnp.int32)
+    lengths = jax.ShapeDtypeStruct((SLOTS,), jnp.int32)
+    return _compile(prompt, (_state(SLOTS), tokens, lengths), sharding, options)
+
+
 def compile_insert(sharding=None, **options):
     """Compiles `insert(state, built, slot)` likewise."""
     slot = jax.ShapeDtypeStruct((), jnp.int32)
@@ -143,11 +163,14 @@ def _compile(program, arguments, sharding, options):
     return lowered.compile(compiler_options=options)
 
 
-def assert_in_place(compiled):
-    """No leaf of a slot is copied: nothing as large as an eighth of a slot."""
+def assert_in_place(compiled, workspace=0):
+    """No leaf of a slot is copied: nothing as large as an eighth of a slot.
+
+    `workspace`: bytes that the ops themselves may take.
+    """
     state = jax.eval_shape(functools.partial(jax_sa.init, SLOTS, CAPACITY))
     eighth = jax_sa.get_state_size(CAPACITY) // 8
-    copies.assert_in_place(compiled, state, smallest=eighth, room=eighth)
+    copies.assert_in_place(compiled, state, smallest=eighth, room=eighth + workspace)
 
 
 def assert_pool_in_place(compiled):
