@@ -46,6 +46,7 @@ from jax_sa.packing import pack as pack
 from jax_sa.replay_metadata import ReplayMetadata as ReplayMetadata
 from jax_sa.replay_metadata import copy_replay_metadata as copy_replay_metadata
 from jax_sa.sampling import Sampling as Sampling
+from jax_sa.scan_state import ScanState as ScanState
 from jax_sa.seqlens import ExpandedSeqlens as ExpandedSeqlens
 from jax_sa.seqlens import expand_seqlens as expand_seqlens
 from jax_sa.state import Invalid as Invalid
@@ -60,4 +61,4 @@ from jax_sa.verify import accept_greedy as accept_greedy
 from jax_sa.verify import accept_sampled as accept_sampled
 from jax_sa.verify import merge_drafts as merge_drafts
 
-_targets.require_cpu()
+_targets.platforms()

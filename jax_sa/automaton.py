@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_sa import scan
 from jax_sa._checks import (
     INT32_MAX,
     check_array,
@@ -27,10 +28,9 @@ from jax_sa._checks import (
 )
 from jax_sa._targets import result_type, target_name
 from jax_sa._vmap import refuse_vmap
+from jax_sa.scan_state import ScanState
+from jax_sa.state import DRAFT_FILL as DRAFT_FILL
 from jax_sa.state import State, check_state
-
-DRAFT_FILL = 0
-"""The token at the places of a draft beyond its length: one that every model can embed."""
 
 MAX_DRAFT = 2**16
 """The largest `max_draft`."""
@@ -200,8 +200,8 @@ def insert(state: State, built: State, slot: jax.Array | int) -> State:
 
     Args:
       state: of S slots.
-      built: of one slot with the same `max_seq_len`, as `build_on_host` returns it. It is only
-        read. In jit, it must be on the devices of `state`.
+      built: of one slot, of the same index and `max_seq_len`, as `build_on_host` returns it. It is
+        only read. In jit, it must be on the devices of `state`.
       slot: int32[] or an int in 0..S-1. An array out of that range, known on the device only,
         changes nothing.
 
@@ -210,6 +210,10 @@ def insert(state: State, built: State, slot: jax.Array | int) -> State:
     """
     check_state(state)
     check_state(built)
+    if type(built) is not type(state):
+        raise TypeError(
+            f"built: expected a jax_sa.{type(state).__name__}, got {type(built).__name__}"
+        )
     if (built.num_slots, built.max_seq_len) != (1, state.max_seq_len):
         raise ValueError(
             f"built: expected one slot of max_seq_len {state.max_seq_len}, "
@@ -346,8 +350,23 @@ def _call(
     *,
     updates: bool = False,
 ) -> tuple[list[jax.Array], State]:
+    """The results of an op of the state's index, and the state as it left it."""
+    results, attributes = results or [], attributes or {}
+    if isinstance(state, ScanState):
+        return scan.call(op, arguments, state, results, attributes, _call_target, updates=updates)
+    return _call_target(op, arguments, state, results, attributes, updates=updates)
+
+
+def _call_target(
+    op: str,
+    arguments: tuple[jax.Array, ...],
+    state: State,
+    results: list[jax.ShapeDtypeStruct],
+    attributes: dict[str, Any],
+    *,
+    updates: bool,
+) -> tuple[list[jax.Array], State]:
     """Calls a target with the state's leaves last; an update aliases every one of them."""
-    results = results or []
     leaves, structure = jax.tree.flatten(state)
     outputs = jax.ffi.ffi_call(
         target_name(op),
@@ -355,7 +374,7 @@ def _call(
         input_output_aliases={len(arguments) + i: len(results) + i for i in range(len(leaves))}
         if updates
         else None,
-    )(*refuse_vmap(op, INSTEAD_OF_VMAP, [*arguments, *leaves]), **(attributes or {}))
+    )(*refuse_vmap(op, INSTEAD_OF_VMAP, [*arguments, *leaves]), **attributes)
     if updates:
         state = jax.tree.unflatten(structure, outputs[len(results) :])
     return outputs[: len(results)], state

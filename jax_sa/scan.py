@@ -1,0 +1,375 @@
+"""The ops on a `ScanState`: in plain `jax.numpy` on every backend, and by kernels where there are.
+
+Letters: S slots, N `max_seq_len`, B rows of a call, T tokens of a row, K draft tokens.
+
+`jax_sa.automaton` documents the ops and checks their arguments. `call` takes an op's name and what
+its target takes, and returns what its target returns.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_sa._checks import INT32_MAX
+from jax_sa._targets import platforms
+from jax_sa.scan_state import ScanState
+from jax_sa.state import DRAFT_FILL, Invalid, Status
+
+UNROLLED = 16
+"""Up to so many appended tokens are compared without a loop."""
+
+ROUND = 8
+"""Tokens compared in a round of the loop, which ends when no distance matches any more."""
+
+Results = Sequence[jax.ShapeDtypeStruct]
+Target = Callable[..., tuple[list[jax.Array], ScanState]]
+
+
+def call(
+    op: str,
+    arguments: Sequence[jax.Array],
+    state: ScanState,
+    results: Results,
+    attributes: dict[str, Any],
+    call_target: Target,
+    *,
+    updates: bool,
+) -> tuple[list[jax.Array], ScanState]:
+    """The results of an op, and the state as it left it.
+
+    One traced program serves every platform: which implementation it runs is decided where it is
+    lowered.
+
+    Args:
+      op: its public name.
+      arguments: of its target, before the state.
+      state: of S slots.
+      results: the types of its results, before the state.
+      attributes: of its target.
+      call_target: calls the target of a name with the arguments that follow here.
+      updates: whether the op changes the state.
+    """
+    plain = functools.partial(_OPS[op], results=results, **attributes)
+    name = f"scan_{op}"
+    kernel = functools.partial(
+        call_target, name, results=results, attributes=attributes, updates=updates
+    )
+    kernels = {
+        platform.name.lower(): kernel for platform in platforms() if name in platform.handlers
+    }
+    if not kernels:
+        return plain(tuple(arguments), state)
+    return jax.lax.platform_dependent(tuple(arguments), state, **kernels, default=plain)
+
+
+class _Rows(NamedTuple):
+    """Which slot each of B rows has."""
+
+    slots: jax.Array | None
+    """int32[B] in 0..S, S for a row without a slot. None: row b is slot b."""
+    conflict: jax.Array | None
+    """bool[B] whether a later row names the same slot. None: none does."""
+
+    def take(self, state: ScanState) -> ScanState:
+        """A state with a slot for each row; that of a row without one is empty."""
+        if self.slots is None:
+            return state
+        return jax.tree.map(lambda leaf: leaf.at[self.slots].get(mode="fill", fill_value=0), state)
+
+    def put(self, state: ScanState, texts: ScanState) -> ScanState:
+        """The state with the rows' slots written back."""
+        if self.slots is None:
+            return texts
+        return jax.tree.map(
+            lambda leaf, rows: leaf.at[self.slots].set(rows, mode="drop"), state, texts
+        )
+
+
+def _named_rows(state: ScanState, slots: jax.Array, rows: int) -> _Rows:
+    """The rows of an op that only reads."""
+    if slots.shape[0] == 0 and rows == state.num_slots:
+        return _Rows(None, None)
+    return _Rows(_in_range(slots, state), None)
+
+
+def _claimed_rows(state: ScanState, slots: jax.Array, rows: int) -> _Rows:
+    """The rows of an op that writes: the first row that names a slot has it."""
+    named = _named_rows(state, slots, rows)
+    if named.slots is None:
+        return named
+    row = jnp.arange(rows, dtype=jnp.int32)
+    same = named.slots[:, None] == named.slots[None]
+    taken = jnp.any(same & (row[None] < row[:, None]), axis=1)
+    conflict = jnp.any(same & (row[None] > row[:, None]), axis=1)
+    return _Rows(jnp.where(taken, state.num_slots, named.slots), conflict)
+
+
+def _in_range(slots: jax.Array, state: ScanState) -> jax.Array:
+    """`slots`, S for those out of range: an index that jnp drops, unlike a negative one."""
+    return jnp.where((slots >= 0) & (slots < state.num_slots), slots, state.num_slots)
+
+
+def _extend(
+    arguments: tuple[jax.Array, ...], state: ScanState, results: Results
+) -> tuple[list[jax.Array], ScanState]:
+    tokens, lengths, slots = arguments
+    rows = _claimed_rows(state, slots, tokens.shape[0])
+    return [], rows.put(state, _append(rows.take(state), tokens, lengths, rows.conflict))
+
+
+def _lookup(
+    arguments: tuple[jax.Array, ...], state: ScanState, results: Results, **options: Any
+) -> tuple[list[jax.Array], ScanState]:
+    slots, limits = arguments
+    count, max_draft = results[0].shape
+    texts = _named_rows(state, slots, count).take(state)
+    return _draft(texts, limits, max_draft, **options), state
+
+
+def _extend_lookup(
+    arguments: tuple[jax.Array, ...], state: ScanState, results: Results, **options: Any
+) -> tuple[list[jax.Array], ScanState]:
+    tokens, lengths, slots, limits = arguments
+    count, max_draft = results[0].shape
+    rows = _claimed_rows(state, slots, count)
+    texts = _append(rows.take(state), tokens, lengths, rows.conflict)
+    return _draft(texts, limits, max_draft, **options), rows.put(state, texts)
+
+
+def _reset(
+    arguments: tuple[jax.Array, ...], state: ScanState, results: Results
+) -> tuple[list[jax.Array], ScanState]:
+    (slots,) = arguments
+    slots = _in_range(slots, state)
+    return [], jax.tree.map(lambda leaf: leaf.at[slots].set(0, mode="drop"), state)
+
+
+def _copy_slots(
+    arguments: tuple[jax.Array, ...], state: ScanState, results: Results
+) -> tuple[list[jax.Array], ScanState]:
+    src, dst = arguments
+    source, destination = _in_range(src, state), _in_range(dst, state)
+    named = (src != -1) & (destination < state.num_slots)
+    row = jnp.arange(src.shape[0], dtype=jnp.int32)
+    other = named[None] & (row[None] != row[:, None])
+    same = other & (dst[None] == dst[:, None])
+    overwritten = jnp.any(other & (dst[None] == src[:, None]), axis=1)
+    first = named & ~jnp.any(same & (row[None] < row[:, None]), axis=1)
+    in_range = source < state.num_slots
+    copies = first & in_range & ~overwritten
+    status = jnp.where(in_range, 0, int(Status.OUT_OF_RANGE))
+    status |= jnp.where(jnp.any(same, axis=1) | overwritten, int(Status.CONFLICT), 0)
+    status |= state.status.at[jnp.where(copies, source, destination)].get(mode="fill", fill_value=0)
+
+    copied = jnp.where(copies, destination, state.num_slots)
+    copy = jax.tree.map(
+        lambda leaf: leaf.at[copied].set(
+            leaf.at[source].get(mode="fill", fill_value=0), mode="drop"
+        ),
+        state,
+    )
+    said = jnp.where(first, destination, state.num_slots)
+    return [], ScanState(
+        copy.length, state.status.at[said].set(status, mode="drop"), copy.tokens, copy.match
+    )
+
+
+def _insert(
+    arguments: tuple[jax.Array, ...], state: ScanState, results: Results
+) -> tuple[list[jax.Array], ScanState]:
+    slot, *built = arguments
+    slot = _in_range(slot[None], state)
+    built = ScanState(*built)
+    return [], jax.tree.map(lambda leaf, rows: leaf.at[slot].set(rows, mode="drop"), state, built)
+
+
+def _read_tokens(
+    arguments: tuple[jax.Array, ...], state: ScanState, results: Results
+) -> tuple[list[jax.Array], ScanState]:
+    starts, slots = arguments
+    count, width = results[0].shape
+    texts = _named_rows(state, slots, count).take(state)
+    places = jnp.clip(starts, -width, state.max_seq_len)[:, None] + _iota(width)
+    tokens = _gather(texts.tokens, places)
+    return [jnp.where((places >= 0) & (places < texts.length[:, None]), tokens, DRAFT_FILL)], state
+
+
+def _validate(
+    arguments: tuple[jax.Array, ...], state: ScanState, results: Results
+) -> tuple[list[jax.Array], ScanState]:
+    length = state.length
+    possible = (length >= 0) & (length <= state.max_seq_len)
+    empty = jax.tree.map(jnp.zeros_like, state)
+    text = _append(empty, state.tokens, jnp.where(possible, length, 0), None)
+    wrong = jnp.any(text.match != state.match, axis=1)
+    invalid = jnp.where(wrong, int(Invalid.MATCH), 0)
+    return [jnp.where(possible, invalid, int(Invalid.LENGTH))], state
+
+
+_OPS = {
+    "extend": _extend,
+    "lookup": _lookup,
+    "extend_lookup": _extend_lookup,
+    "reset": _reset,
+    "copy_slots": _copy_slots,
+    "insert": _insert,
+    "read_tokens": _read_tokens,
+    "validate": _validate,
+}
+
+
+def _append(
+    texts: ScanState, tokens: jax.Array, lengths: jax.Array, conflict: jax.Array | None
+) -> ScanState:
+    """B texts with `tokens[b, :lengths[b]]` appended, as far as they find room."""
+    width = tokens.shape[1]
+    fits = (lengths >= 0) & (lengths <= width)
+    count = jnp.where(fits, lengths, 0)
+    room = texts.max_seq_len - texts.length
+    taken = jnp.minimum(count, room)
+    status = texts.status | jnp.where(fits, 0, int(Status.OUT_OF_RANGE))
+    status |= jnp.where(count > room, int(Status.FULL), 0)
+    if conflict is not None:
+        status |= jnp.where(conflict, int(Status.CONFLICT), 0)
+    tokens = tokens[:, : texts.max_seq_len]
+    text = texts.tokens
+    if tokens.shape[1]:
+        text = _write(text, texts.length, tokens, taken)
+    length = texts.length + taken
+    match = _grow(texts.match, text, length, taken, tokens.shape[1])
+    return ScanState(length, status, text, match)
+
+
+def _write(text: jax.Array, length: jax.Array, tokens: jax.Array, taken: jax.Array) -> jax.Array:
+    """Texts int32[B, N] with `tokens[b, :taken[b]]` written at `length[b]`.
+
+    The block that is written stays within the text, so near its end it begins before `length`.
+    """
+    width = tokens.shape[1]
+    start = jnp.minimum(length, text.shape[1] - width)
+    index = (start - length)[:, None] + _iota(width)
+    block = jnp.where(
+        (index >= 0) & (index < taken[:, None]),
+        _gather(tokens, index),
+        _windows(text, start, width),
+    )
+    return jax.vmap(lambda row, block, start: jax.lax.dynamic_update_slice(row, block, (start,)))(
+        text, block, start
+    )
+
+
+def _grow(
+    match: jax.Array, text: jax.Array, length: jax.Array, taken: jax.Array, width: int
+) -> jax.Array:
+    """`match` after the last `taken` tokens of the texts were appended, `width` at most.
+
+    At each distance, the tokens are compared from the last one backwards. Where all match, what
+    had matched before them goes on.
+    """
+    max_seq_len = text.shape[1]
+    distance = 1 + _iota(max_seq_len)
+    backwards = _backwards(text, length, max_seq_len + width + ROUND)
+
+    def compare(i: Any, matching: jax.Array, run: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Compares the tokens that have i after them."""
+        token = jax.lax.dynamic_slice_in_dim(backwards, i, 1, axis=1)
+        earlier = jax.lax.dynamic_slice_in_dim(backwards, i + 1, max_seq_len, axis=1)
+        matching &= (token == earlier) & (distance < (length - i)[:, None]) & (i < taken)[:, None]
+        return matching, run + matching.astype(jnp.int32)
+
+    def compare_round(carry: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, jax.Array]:
+        i, matching, run = carry
+        for _ in range(ROUND):
+            matching, run = compare(i, matching, run)
+            i += 1
+        return i, matching, run
+
+    matching, run = match >= 0, jnp.zeros_like(match)
+    if width <= UNROLLED:
+        for i in range(width):
+            matching, run = compare(i, matching, run)
+    else:
+        first = jnp.zeros((), jnp.int32)
+        _, _, run = jax.lax.while_loop(
+            lambda carry: (carry[0] < width) & jnp.any(carry[1]),
+            compare_round,
+            (first, matching, run),
+        )
+    return jnp.where(run == taken[:, None], run + match, run)
+
+
+def _draft(
+    texts: ScanState,
+    limits: jax.Array,
+    max_draft: int,
+    *,
+    min_match: int,
+    max_match: int,
+    recent: bool,
+    periodic: bool,
+    draft_factor: float,
+) -> list[jax.Array]:
+    """The arrays of a `Draft` for B texts."""
+    match = jnp.minimum(texts.match, max_match)
+    length = jnp.max(match, axis=1)
+    longest = match == length[:, None]
+    distances = 1 + _iota(texts.max_seq_len)
+    if recent:
+        distance = jnp.min(jnp.where(longest, distances, texts.max_seq_len), axis=1)
+    else:
+        distance = jnp.max(jnp.where(longest, distances, 1), axis=1)
+    # A text that lost tokens predicts the wrong ones.
+    whole = (texts.status & int(Status.FULL | Status.OUT_OF_RANGE)) == 0
+    found = whole & (length >= min_match)
+    length = jnp.where(found, length, 0)
+    end = jnp.where(found, texts.length - distance, 0)
+
+    limit = jnp.clip(limits, 0, max_draft) if limits.shape[0] else jnp.full_like(length, max_draft)
+    if not periodic:
+        limit = jnp.minimum(limit, distance)
+    limit = jnp.minimum(limit, _wanted(length, max_draft, draft_factor))
+    limit = jnp.where(found, limit, 0)
+    place = _iota(max_draft)
+    tokens = _gather(texts.tokens, end[:, None] + place % distance[:, None])
+    return [jnp.where(place < limit[:, None], tokens, DRAFT_FILL), limit, length, end]
+
+
+def _wanted(length: jax.Array, max_draft: int, draft_factor: float) -> jax.Array:
+    """`ceil(draft_factor * length)`, clipped to `max_draft`, as float64 gives it.
+
+    Devices may have no float64. So for each number of tokens below `max_draft`, the longest match
+    that wants no more is found here, and on the device each match is compared with those.
+    """
+    if math.isinf(draft_factor):
+        return jnp.full_like(length, max_draft)
+    drafted = np.arange(max_draft, dtype=np.float64)
+    most = np.floor(np.minimum(drafted / draft_factor, INT32_MAX - 1))
+    most += np.ceil(draft_factor * (most + 1)) <= drafted  # the division was rounded down
+    most -= np.ceil(draft_factor * most) > drafted  # or up
+    return jnp.sum(length[:, None] > most.astype(np.int32)[None], axis=1, dtype=jnp.int32)
+
+
+def _iota(count: int) -> jax.Array:
+    """int32[1, count]: 0, 1, ..."""
+    return jnp.arange(count, dtype=jnp.int32)[None]
+
+
+def _gather(rows: jax.Array, places: jax.Array) -> jax.Array:
+    """`rows[b, places[b, i]]`; places out of range give any element."""
+    return jnp.take_along_axis(rows, jnp.clip(places, 0, rows.shape[1] - 1), axis=1)
+
+
+def _windows(rows: jax.Array, starts: jax.Array, size: int) -> jax.Array:
+    """`rows[b, starts[b]:][:size]`, which must be in range."""
+    return jax.vmap(lambda row, start: jax.lax.dynamic_slice(row, (start,), (size,)))(rows, starts)
+
+
+def _backwards(text: jax.Array, length: jax.Array, size: int) -> jax.Array:
+    """int32[B, size]: each text from its last token to its first, then anything."""
+    padded = jnp.pad(text[:, ::-1], ((0, 0), (0, size)))
+    return _windows(padded, text.shape[1] - length, size)
