@@ -4,6 +4,8 @@
 #include "fused_copy_host.h"
 #include "module.h"
 #include "rows_host.h"
+#include "scan_handlers.h"
+#include "scan_host.h"
 #include "seqlens_handlers.h"
 #include "seqlens_host.h"
 #include "whole_slots_handlers.h"
@@ -26,6 +28,7 @@ struct CpuRunner {
 
 using CpuAutomaton = AutomatonHandlers<CpuRunner>;
 using CpuWholeSlots = WholeSlotsHandlers<CpuRunner>;
+using CpuScan = ScanHandlers<CpuRunner>;
 using CpuSeqlens = SeqlensHandlers<CpuRunner>;
 using CpuFusedCopy = FusedCopyHandlers<CpuRunner>;
 
@@ -38,6 +41,9 @@ XLA_FFI_DEFINE_HANDLER(kValidate, CpuAutomaton::validate, CpuAutomaton::bind_val
 XLA_FFI_DEFINE_HANDLER(kReset, CpuWholeSlots::reset, CpuWholeSlots::bind_reset());
 XLA_FFI_DEFINE_HANDLER(kInsert, CpuWholeSlots::insert, CpuWholeSlots::bind_insert());
 XLA_FFI_DEFINE_HANDLER(kCopySlots, CpuWholeSlots::copy_slots, CpuWholeSlots::bind_copy_slots());
+XLA_FFI_DEFINE_HANDLER(kScanExtend, CpuScan::extend, CpuScan::bind_extend());
+XLA_FFI_DEFINE_HANDLER(kScanLookup, CpuScan::lookup, CpuScan::bind_lookup());
+XLA_FFI_DEFINE_HANDLER(kScanExtendLookup, CpuScan::extend_lookup, CpuScan::bind_extend_lookup());
 XLA_FFI_DEFINE_HANDLER(kExpandSeqlens, CpuSeqlens::expand, CpuSeqlens::bind_expand());
 XLA_FFI_DEFINE_HANDLER(kFusedCopy, CpuFusedCopy::copy, CpuFusedCopy::bind_copy());
 
@@ -50,6 +56,9 @@ PYBIND11_MODULE(_cpu, module) {
                          {"reset", kReset},
                          {"insert", kInsert},
                          {"copy_slots", kCopySlots},
+                         {"scan_extend", kScanExtend},
+                         {"scan_lookup", kScanLookup},
+                         {"scan_extend_lookup", kScanExtendLookup},
                          {"expand_seqlens", kExpandSeqlens},
                          {"fused_copy", kFusedCopy}});
 }

@@ -6,6 +6,7 @@
 
 #include "fused_copy.h"
 #include "rows.h"
+#include "scan.h"
 #include "seqlens.h"
 #include "validate.h"
 #include "whole_slots.h"
@@ -20,6 +21,7 @@ cudaError_t launch(const Validate& op, cudaStream_t stream);
 cudaError_t launch(const Reset& op, cudaStream_t stream);
 cudaError_t launch(const Insert& op, cudaStream_t stream);
 cudaError_t launch(const CopySlots& op, cudaStream_t stream);
+cudaError_t launch(const Scan& op, cudaStream_t stream);
 cudaError_t launch(const ExpandSeqlens& op, cudaStream_t stream);
 cudaError_t launch(const FusedCopy& op, cudaStream_t stream);
 

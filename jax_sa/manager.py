@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sa._checks import INT32_MIN, check_array, check_int
+from jax_sa._checks import INT32_MIN, check_array, check_choice, check_int
 from jax_sa._options import DraftOptions, normalise
 from jax_sa.automaton import Draft, extend_lookup, insert, lookup
 from jax_sa.budget import cut_draft
 from jax_sa.host_build import build_on_host, check_tokens
-from jax_sa.state import State, get_state_size, init
+from jax_sa.state import INDEXES, AnyState, choose_index, get_state_size, init
 from jax_sa.verify import merge_drafts
 
 
@@ -24,10 +24,10 @@ from jax_sa.verify import merge_drafts
 class SAConfig(DraftOptions):
     """The slots of a `SuffixAutomatonManager`, and the options of their drafts.
 
-    All slots are allocated at once: `max_slots * jax_sa.get_state_size(max_seq_len)` bytes, about
-    76 for each token of each slot. The defaults, 64 requests of 32,768 tokens, are 160 MB, small
-    beside any model; 256 requests of 262,144 tokens would be 5.1 GB. Choose the sizes of the
-    engine's own cache.
+    All slots are allocated at once: `max_slots * jax_sa.get_state_size(max_seq_len, index=index)`
+    bytes, about 76 for each token of each slot, or 8 where the index is a scan. The defaults, 64
+    requests of 32,768 tokens, are 160 MB, small beside any model; 256 requests of 262,144 tokens
+    would be 5.1 GB. Choose the sizes of the engine's own cache.
 
     Raises:
       ValueError, TypeError: naming the option.
@@ -43,10 +43,13 @@ class SAConfig(DraftOptions):
     seed: int = 0
     """The seed of every slot's hash, as in `jax_sa.init`: random where prompts come from
     strangers."""
+    index: str = "automaton"
+    """What finds matches, "automaton", "scan" or "auto", as in `jax_sa.init`."""
 
     def __post_init__(self):
         super().__post_init__()
         get_state_size(self.max_seq_len)  # which checks it
+        check_choice("index", self.index, INDEXES)
         normalise(
             self,
             max_seq_len=int(self.max_seq_len),
@@ -88,8 +91,8 @@ class SuffixAutomatonManager:
     does all of that under `with manager.lock`.
     """
 
-    state: State
-    """The automata of all slots, updated in place."""
+    state: AnyState
+    """The texts of all slots and their index, updated in place."""
     lock: threading.RLock
     """Held by every method while it reads or changes the manager."""
 
@@ -108,7 +111,8 @@ class SuffixAutomatonManager:
         self.config = config
         self.max_num_requests = check_int("max_num_requests", max_num_requests, 1)
         self.lock = threading.RLock()
-        state = init(config.max_slots, config.max_seq_len, seed=config.seed)
+        self._index = choose_index(config.index, config.max_slots, config.max_seq_len)
+        state = init(config.max_slots, config.max_seq_len, seed=config.seed, index=self._index)
         # Bound to its device as what a step returns is, or its first use would be compiled apart.
         self._sharding = state.length.sharding
         self.state = jax.device_put(state, self._sharding)
@@ -136,7 +140,7 @@ class SuffixAutomatonManager:
     @property
     def state_size(self) -> int:
         """The bytes of one slot."""
-        return get_state_size(self.config.max_seq_len)
+        return get_state_size(self.config.max_seq_len, index=self._index)
 
     @property
     def num_free_slots(self) -> int:
@@ -147,7 +151,7 @@ class SuffixAutomatonManager:
     def add_request(self, request_id: Hashable, tokens: Sequence[int] | np.ndarray) -> int:
         """Gives a request a slot that holds its tokens.
 
-        The automaton is built on the host while the device goes on with its work, then copied into
+        Its index is built on the host while the device goes on with its work, then copied into
         the slot. Nothing remains of a request that had the slot before. A request that was removed
         to make room comes back with its prompt and all tokens generated so far.
 
@@ -165,7 +169,9 @@ class SuffixAutomatonManager:
         with self._opened():
             self._free_slot_for(request_id)  # or no automaton is worth building
         tokens = check_tokens(tokens, self.config.max_seq_len)
-        built = build_on_host(tokens, self.config.max_seq_len, seed=self.config.seed)
+        built = build_on_host(
+            tokens, self.config.max_seq_len, seed=self.config.seed, index=self._index
+        )
         built = jax.device_put(built, self._sharding)
         with self._opened():
             slot = self._free_slot_for(request_id)
@@ -303,7 +309,7 @@ _insert = jax.jit(insert, donate_argnames="state")
 @functools.partial(jax.jit, static_argnames="config")
 def _lookup(
     config: SAConfig,
-    state: State,
+    state: AnyState,
     slots: jax.Array,
     neural_draft: Draft | jax.Array | None,
     limits: jax.Array | None,
@@ -315,13 +321,13 @@ def _lookup(
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
 def _extend_lookup(
     config: SAConfig,
-    state: State,
+    state: AnyState,
     tokens: jax.Array,
     lengths: jax.Array,
     slots: jax.Array,
     neural_draft: Draft | jax.Array | None,
     limits: jax.Array | None,
-) -> tuple[State, Draft]:
+) -> tuple[AnyState, Draft]:
     state, draft = extend_lookup(state, tokens, lengths, slots=slots, **config.lookup_options())
     return state, _merge(config, draft, neural_draft, limits)
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax_sa._checks import check_int
 from jax_sa._options import DraftOptions
 from jax_sa.automaton import extend, lookup, reset
-from jax_sa.state import State, init
+from jax_sa.state import AnyState, init
 from jax_sa.traces import Trace
 from jax_sa.verify import accept_greedy
 
@@ -33,12 +33,12 @@ class Replayed:
 
 @functools.partial(jax.jit, donate_argnames="state", static_argnames="options")
 def _replay_batch(
-    state: State,
+    state: AnyState,
     texts: jax.Array,
     text_lengths: jax.Array,
     prompt_lengths: jax.Array,
     options: tuple[tuple[str, Any], ...],
-) -> tuple[State, jax.Array, jax.Array, jax.Array]:
+) -> tuple[AnyState, jax.Array, jax.Array, jax.Array]:
     """Prefills, then drafts, accepts and extends until every slot has its whole text.
 
     Args:
@@ -82,6 +82,7 @@ def replay_traces(
     traces: Sequence[Trace],
     *,
     num_slots: int = 8,
+    index: str = "automaton",
     on_progress: Callable[[int], None] = lambda count: None,
     **options: Any,
 ) -> list[Replayed]:
@@ -90,6 +91,7 @@ def replay_traces(
     Args:
       traces: at least one.
       num_slots: traces side by side.
+      index: what finds matches, as in `jax_sa.init`.
       on_progress: called after each batch with the number of its traces.
       **options: of `jax_sa.lookup`. `max_draft` is 16 where it is not given.
 
@@ -105,7 +107,7 @@ def replay_traces(
     capacity = max(len(trace.tokens) for trace in traces)
     options = DraftOptions(**options).lookup_options()
     options["max_draft"] = int(options["max_draft"])  # sums with a NumPy integer may overflow
-    state = init(num_slots, capacity)
+    state = init(num_slots, capacity, index=index)
     every_slot = jnp.arange(num_slots, dtype=jnp.int32)
     replayed: dict[int, Replayed] = {}
     # Texts of like length side by side: a batch takes as long as its longest.

@@ -79,7 +79,9 @@ class _Rows(NamedTuple):
         """A state with a slot for each row; that of a row without one is empty."""
         if self.slots is None:
             return state
-        return jax.tree.map(lambda leaf: leaf.at[self.slots].get(mode="fill", fill_value=0), state)
+        rows = jax.tree.map(lambda leaf: leaf.at[self.slots].get(mode="fill", fill_value=0), state)
+        # So that the rows are read before the state is updated, which then needs no copy.
+        return jax.lax.optimization_barrier((state, rows))[1]
 
     def put(self, state: ScanState, texts: ScanState) -> ScanState:
         """The state with the rows' slots written back."""

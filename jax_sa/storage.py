@@ -9,17 +9,21 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sa.state import State, check_state
+from jax_sa.scan_state import ScanState
+from jax_sa.state import AnyState, State, check_state
 
 FORMAT_VERSION = 1
-"""Raised whenever a release lays the arrays of a `State` out differently, or hashes differently."""
+"""Raised whenever a release lays the arrays of a state out differently, or hashes differently."""
 
 _VERSION = "format_version"
-_FIELDS = tuple(field.name for field in dataclasses.fields(State))
 
 
-def save(path: str | os.PathLike[str], state: State) -> None:
-    """Writes a state to a file, an uncompressed .npz of its arrays and the format's version.
+def _fields(kind: type[AnyState]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def save(path: str | os.PathLike[str], state: AnyState) -> None:
+    """Writes a state of either index to a file, an uncompressed .npz of arrays and a version.
 
     The seeds are among the arrays. The file is not encrypted: it holds the texts.
 
@@ -32,12 +36,12 @@ def save(path: str | os.PathLike[str], state: State) -> None:
       OSError: the file cannot be written.
     """
     check_state(state)
-    arrays = {name: np.asarray(getattr(state, name)) for name in _FIELDS}
+    arrays = {name: np.asarray(getattr(state, name)) for name in _fields(type(state))}
     with open(path, "wb") as file:
         np.savez(file, **{_VERSION: np.int32(FORMAT_VERSION)}, **arrays)
 
 
-def load(path: str | os.PathLike[str]) -> State:
+def load(path: str | os.PathLike[str]) -> AnyState:
     """Reads a state that `save` wrote, on this platform or another.
 
     Shapes and dtypes are checked, contents are not. A file whose source is not trusted must go
@@ -62,13 +66,17 @@ def load(path: str | os.PathLike[str]) -> State:
             raise ValueError(f"{path}: expected a file that save wrote, got {error}") from None
     if (version := arrays.pop(_VERSION, None)) != FORMAT_VERSION:
         raise ValueError(f"{path}: expected format version {FORMAT_VERSION}, got {version}")
-    if arrays.keys() != set(_FIELDS):
-        raise ValueError(f"{path}: expected the arrays of a State, got {', '.join(arrays)}")
+    kinds = [kind for kind in (State, ScanState) if arrays.keys() == set(_fields(kind))]
+    if not kinds:
+        raise ValueError(
+            f"{path}: expected the arrays of a State or ScanState, got {', '.join(arrays)}"
+        )
+    (kind,) = kinds
     try:
-        check_state(State(**arrays))
+        check_state(kind(**arrays))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
-    return State(**{name: jnp.asarray(array) for name, array in arrays.items()})
+    return kind(**{name: jnp.asarray(array) for name, array in arrays.items()})
 
 
 def _read(file: BinaryIO) -> dict[str, Any]:
