@@ -72,8 +72,10 @@ class _Rows(NamedTuple):
 
     slots: jax.Array | None
     """int32[B] in 0..S, S for a row without a slot. None: row b is slot b."""
-    conflict: jax.Array | None
-    """bool[B] whether a later row names the same slot. None: none does."""
+    has_slot: jax.Array | None = None
+    """bool[B], where there are `slots`."""
+    conflict: jax.Array | None = None
+    """bool[B] whether a later row names the same slot, where there are `slots` to write."""
 
     def take(self, state: ScanState) -> ScanState:
         """A state with a slot for each row; that of a row without one is empty."""
@@ -95,8 +97,8 @@ class _Rows(NamedTuple):
 def _named_rows(state: ScanState, slots: jax.Array, rows: int) -> _Rows:
     """The rows of an op that only reads."""
     if slots.shape[0] == 0 and rows == state.num_slots:
-        return _Rows(None, None)
-    return _Rows(_in_range(slots, state), None)
+        return _Rows(None)
+    return _Rows(_in_range(slots, state))
 
 
 def _claimed_rows(state: ScanState, slots: jax.Array, rows: int) -> _Rows:
@@ -108,7 +110,8 @@ def _claimed_rows(state: ScanState, slots: jax.Array, rows: int) -> _Rows:
     same = named.slots[:, None] == named.slots[None]
     taken = jnp.any(same & (row[None] < row[:, None]), axis=1)
     conflict = jnp.any(same & (row[None] > row[:, None]), axis=1)
-    return _Rows(jnp.where(taken, state.num_slots, named.slots), conflict)
+    slots = jnp.where(taken, state.num_slots, named.slots)
+    return _Rows(slots, slots < state.num_slots, conflict)
 
 
 def _in_range(slots: jax.Array, state: ScanState) -> jax.Array:
@@ -121,7 +124,7 @@ def _extend(
 ) -> tuple[list[jax.Array], ScanState]:
     tokens, lengths, slots = arguments
     rows = _claimed_rows(state, slots, tokens.shape[0])
-    return [], rows.put(state, _append(rows.take(state), tokens, lengths, rows.conflict))
+    return [], rows.put(state, _append(rows, rows.take(state), tokens, lengths))
 
 
 def _lookup(
@@ -139,7 +142,7 @@ def _extend_lookup(
     tokens, lengths, slots, limits = arguments
     count, max_draft = results[0].shape
     rows = _claimed_rows(state, slots, count)
-    texts = _append(rows.take(state), tokens, lengths, rows.conflict)
+    texts = _append(rows, rows.take(state), tokens, lengths)
     return _draft(texts, limits, max_draft, **options), rows.put(state, texts)
 
 
@@ -207,7 +210,7 @@ def _validate(
     length = state.length
     possible = (length >= 0) & (length <= state.max_seq_len)
     empty = jax.tree.map(jnp.zeros_like, state)
-    text = _append(empty, state.tokens, jnp.where(possible, length, 0), None)
+    text = _append(_Rows(None), empty, state.tokens, jnp.where(possible, length, 0))
     wrong = jnp.any(text.match != state.match, axis=1)
     invalid = jnp.where(wrong, int(Invalid.MATCH), 0)
     return [jnp.where(possible, invalid, int(Invalid.LENGTH))], state
@@ -225,10 +228,8 @@ _OPS = {
 }
 
 
-def _append(
-    texts: ScanState, tokens: jax.Array, lengths: jax.Array, conflict: jax.Array | None
-) -> ScanState:
-    """B texts with `tokens[b, :lengths[b]]` appended, as far as they find room."""
+def _append(rows: _Rows, texts: ScanState, tokens: jax.Array, lengths: jax.Array) -> ScanState:
+    """The rows' texts with `tokens[b, :lengths[b]]` appended, as far as they find room."""
     width = tokens.shape[1]
     fits = (lengths >= 0) & (lengths <= width)
     count = jnp.where(fits, lengths, 0)
@@ -236,8 +237,9 @@ def _append(
     taken = jnp.minimum(count, room)
     status = texts.status | jnp.where(fits, 0, int(Status.OUT_OF_RANGE))
     status |= jnp.where(count > room, int(Status.FULL), 0)
-    if conflict is not None:
-        status |= jnp.where(conflict, int(Status.CONFLICT), 0)
+    if rows.slots is not None:
+        taken = jnp.where(rows.has_slot, taken, 0)
+        status |= jnp.where(rows.conflict, int(Status.CONFLICT), 0)
     tokens = tokens[:, : texts.max_seq_len]
     text = texts.tokens
     if tokens.shape[1]:
