@@ -18,12 +18,14 @@ import jax_sa
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-def test_no_copy_in_the_compiled_program(program):
-    assert_in_place(compile_program(program))
+@pytest.mark.parametrize("index", ["automaton", "scan"])
+def test_no_copy_in_the_compiled_program(program, index):
+    assert_in_place(compile_program(program, index=index), index)
 
 
-def test_no_copy_in_insert():
-    assert_in_place(compile_insert())
+@pytest.mark.parametrize("index", ["automaton", "scan"])
+def test_no_copy_in_insert(index):
+    assert_in_place(compile_insert(index=index), index)
 
 
 def test_the_check_sees_copies():
