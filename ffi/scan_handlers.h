@@ -11,10 +11,12 @@
 
 namespace jax_sa {
 
+// Axes before that of the slots count slots too, as in `state_from`.
 inline ffi::ErrorOr<ScanState> scan_state_from(ffi::RemainingArgs leaves) {
   constexpr size_t kLeaves = 4;
+  constexpr size_t kTokens = 2;
   int32_t* data[kLeaves];
-  ffi::Span<const int64_t> dims[kLeaves];
+  ScanState state{};
   if (leaves.size() != kLeaves) {
     return ffi::Unexpected(ffi::Error::InvalidArgument("state: wrong number of leaves"));
   }
@@ -22,14 +24,15 @@ inline ffi::ErrorOr<ScanState> scan_state_from(ffi::RemainingArgs leaves) {
     ffi::ErrorOr<ffi::AnyBuffer> leaf = leaves.get<ffi::AnyBuffer>(i);
     if (leaf.has_error()) return ffi::Unexpected(leaf.error());
     data[i] = static_cast<int32_t*>(leaf->untyped_data());
-    dims[i] = leaf->dimensions();
+    if (i != kTokens) continue;
+    state.max_seq_len = static_cast<int32_t>(leaf->dimensions().back());
+    state.num_slots = static_cast<int32_t>(leaf->element_count() / state.max_seq_len);
   }
-  return ScanState{data[0],
-                   data[1],
-                   data[2],
-                   data[3],
-                   static_cast<int32_t>(dims[2][0]),
-                   static_cast<int32_t>(dims[2][1])};
+  state.length = data[0];
+  state.status = data[1];
+  state.tokens = data[kTokens];
+  state.match = data[3];
+  return state;
 }
 
 template <class Runner>

@@ -18,7 +18,8 @@ inline void point_to(State& state, void* const (&data)[kNumLeaves]) {
 #undef JAX_SA_DATA
 }
 
-// The state whose leaves begin at argument `first`.
+// The state whose leaves begin at argument `first`. Axes before that of the slots, as vmap adds
+// them, count slots too: all are one after the other.
 inline ffi::ErrorOr<State> state_from(ffi::RemainingArgs leaves, size_t first = 0) {
   void* data[kNumLeaves];
   ffi::Span<const int64_t> dims[kNumLeaves];
@@ -33,9 +34,10 @@ inline ffi::ErrorOr<State> state_from(ffi::RemainingArgs leaves, size_t first = 
   }
   State state;
   point_to(state, data);
-  state.num_slots = static_cast<int32_t>(dims[leaf_length][0]);
-  state.max_seq_len = static_cast<int32_t>(dims[leaf_tokens][1]);
-  state.num_entries = static_cast<int32_t>(dims[leaf_edges][1]);
+  state.num_slots = 1;
+  for (const int64_t size : dims[leaf_length]) state.num_slots *= static_cast<int32_t>(size);
+  state.max_seq_len = static_cast<int32_t>(dims[leaf_tokens].back());
+  state.num_entries = static_cast<int32_t>(dims[leaf_edges][dims[leaf_edges].size() - 2]);
   return state;
 }
 

@@ -11,6 +11,7 @@ status could say so, nothing does: a slot id must be -1 or in 0..S-1.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,19 +27,14 @@ from jax_sa._checks import (
     check_int,
     check_positive_float,
 )
-from jax_sa._targets import result_type, target_name
-from jax_sa._vmap import refuse_vmap
+from jax_sa._state_call import call_on_state, leaves_of
+from jax_sa._target import ROWS, SLOT_IDS, SLOTS, Result, Role
 from jax_sa.scan_state import ScanState
 from jax_sa.state import DRAFT_FILL as DRAFT_FILL
 from jax_sa.state import State, check_state
 
 MAX_DRAFT = 2**16
 """The largest `max_draft`."""
-
-INSTEAD_OF_VMAP = (
-    "give it one state whose slot axis holds all texts, with a row for each, "
-    "or with `slots` that say whose each row is"
-)
 
 
 @jax.tree_util.register_dataclass
@@ -78,8 +74,9 @@ def extend(
       ValueError, TypeError: at trace time, for a wrong shape or dtype.
     """
     check_state(state)
-    tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
-    _, state = _call("extend", (tokens, lengths, slots), state, updates=True)
+    _check_text(state, tokens, lengths, slots)
+    operands = [("tokens", ROWS, tokens), ("lengths", ROWS, lengths), ("slots", SLOT_IDS, slots)]
+    _, state = _call("extend", operands, state, updates=True)
     return state
 
 
@@ -120,10 +117,9 @@ def lookup(
     max_draft, attributes = check_lookup(
         max_draft, min_match, max_match, occurrence, draft_factor, periodic
     )
-    rows, slots = _check_slots(state, slots)
-    limits = _check_limits(rows, limits)
-    drafted = _draft_types(state, rows, max_draft)
-    results, _ = _call("lookup", (slots, limits), state, drafted, attributes)
+    _check_limits(_check_slots(state, slots), limits)
+    operands = [("slots", SLOT_IDS, slots), ("limits", ROWS, limits)]
+    results, _ = _call("lookup", operands, state, _draft_results(max_draft), attributes)
     return Draft(*results)
 
 
@@ -150,12 +146,15 @@ def extend_lookup(
     max_draft, attributes = check_lookup(
         max_draft, min_match, max_match, occurrence, draft_factor, periodic
     )
-    tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
-    limits = _check_limits(tokens.shape[0], limits)
-    drafted = _draft_types(state, tokens.shape[0], max_draft)
-    results, state = _call(
-        "extend_lookup", (tokens, lengths, slots, limits), state, drafted, attributes, updates=True
-    )
+    _check_limits(_check_text(state, tokens, lengths, slots), limits)
+    operands = [
+        ("tokens", ROWS, tokens),
+        ("lengths", ROWS, lengths),
+        ("slots", SLOT_IDS, slots),
+        ("limits", ROWS, limits),
+    ]
+    drafted = _draft_results(max_draft)
+    results, state = _call("extend_lookup", operands, state, drafted, attributes, updates=True)
     return state, Draft(*results)
 
 
@@ -171,7 +170,7 @@ def reset(state: State, slots: jax.Array) -> State:
     """
     check_state(state)
     check_array("slots", slots, jnp.int32, ("B",))
-    _, state = _call("reset", (slots,), state, updates=True)
+    _, state = _call("reset", [("slots", SLOT_IDS, slots)], state, updates=True)
     return state
 
 
@@ -191,7 +190,8 @@ def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
     check_state(state)
     (rows,) = check_array("src", src, jnp.int32, ("B",))
     check_array("dst", dst, jnp.int32, (rows,))
-    _, state = _call("copy_slots", (src, dst), state, updates=True)
+    operands = [("src", SLOT_IDS, src), ("dst", SLOT_IDS, dst)]
+    _, state = _call("copy_slots", operands, state, updates=True)
     return state
 
 
@@ -223,7 +223,8 @@ def insert(state: State, built: State, slot: jax.Array | int) -> State:
         check_array("slot", slot, jnp.int32, ())
     else:
         slot = np.int32(check_int("slot", slot, 0, state.num_slots - 1))
-    _, state = _call("insert", (jnp.asarray(slot), *jax.tree.leaves(built)), state, updates=True)
+    operands = [("slot", SLOT_IDS, jnp.asarray(slot)[None]), *leaves_of("built", ROWS, built)]
+    _, state = _call("insert", operands, state, updates=True)
     return state
 
 
@@ -247,10 +248,10 @@ def read_tokens(
     """
     check_state(state)
     length = check_int("length", length, 1)
-    rows, slots = _check_slots(state, slots)
+    rows = _check_slots(state, slots)
     check_array("starts", starts, jnp.int32, (rows,))
-    types = [result_type(state.length, (rows, length))]
-    (tokens,), _ = _call("read_tokens", (starts, slots), state, types)
+    operands = [("starts", ROWS, starts), ("slots", SLOT_IDS, slots)]
+    (tokens,), _ = _call("read_tokens", operands, state, [Result(ROWS, (length,))])
     return tokens
 
 
@@ -278,35 +279,30 @@ def validate(state: State) -> jax.Array:
       ValueError, TypeError: at trace time, if the arrays do not belong together.
     """
     check_state(state)
-    scratch = [jax.typeof(leaf) for leaf in jax.tree.leaves(state)]
-    types = [result_type(state.length, (state.num_slots,)), *scratch]
-    (invalid, *_), _ = _call("validate", (), state, types)
+    scratch = [Result(SLOTS, leaf.shape[1:]) for leaf in jax.tree.leaves(state)]
+    (invalid, *_), _ = _call("validate", [], state, [Result(ROWS, ()), *scratch])
     return invalid
 
 
-def _check_text(
-    state: State, tokens: Any, lengths: Any, slots: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    rows, slots = _check_slots(state, slots)
+def _check_text(state: State, tokens: Any, lengths: Any, slots: Any) -> int:
+    """The rows of a call."""
+    rows = _check_slots(state, slots)
     check_array("tokens", tokens, jnp.int32, (rows, "T"))
     check_array("lengths", lengths, jnp.int32, (rows,))
-    return tokens, lengths, slots
+    return rows
 
 
-def _check_slots(state: State, slots: Any) -> tuple[int, jax.Array]:
-    """The rows of a call, and `slots` as the targets take it: empty where rows are slots."""
+def _check_slots(state: State, slots: Any) -> int:
+    """The rows of a call."""
     if slots is None:
-        return state.num_slots, jnp.zeros((0,), jnp.int32)
+        return state.num_slots
     (rows,) = check_array("slots", slots, jnp.int32, ("B",))
-    return rows, slots
+    return rows
 
 
-def _check_limits(rows: int, limits: Any) -> jax.Array:
-    """`limits` as the targets take them: empty where there are none."""
-    if limits is None:
-        return jnp.zeros((0,), jnp.int32)
-    check_array("limits", limits, jnp.int32, (rows,))
-    return limits
+def _check_limits(rows: int, limits: Any) -> None:
+    if limits is not None:
+        check_array("limits", limits, jnp.int32, (rows,))
 
 
 def check_lookup(
@@ -336,45 +332,20 @@ def check_lookup(
     }
 
 
-def _draft_types(state: State, rows: int, max_draft: int) -> list[jax.ShapeDtypeStruct]:
-    shapes = ((rows, max_draft), (rows,), (rows,), (rows,))
-    return [result_type(state.length, shape) for shape in shapes]
+def _draft_results(max_draft: int) -> list[Result]:
+    """What the fields of a `Draft` are."""
+    return [Result(ROWS, (max_draft,)), *[Result(ROWS, ())] * 3]
 
 
 def _call(
     op: str,
-    arguments: tuple[jax.Array, ...],
+    operands: list[tuple[str, Role, Any]],
     state: State,
-    results: list[jax.ShapeDtypeStruct] | None = None,
+    results: Sequence[Result] = (),
     attributes: dict[str, Any] | None = None,
     *,
     updates: bool = False,
 ) -> tuple[list[jax.Array], State]:
     """The results of an op of the state's index, and the state as it left it."""
-    results, attributes = results or [], attributes or {}
-    if isinstance(state, ScanState):
-        return scan.call(op, arguments, state, results, attributes, _call_target, updates=updates)
-    return _call_target(op, arguments, state, results, attributes, updates=updates)
-
-
-def _call_target(
-    op: str,
-    arguments: tuple[jax.Array, ...],
-    state: State,
-    results: list[jax.ShapeDtypeStruct],
-    attributes: dict[str, Any],
-    *,
-    updates: bool,
-) -> tuple[list[jax.Array], State]:
-    """Calls a target with the state's leaves last; an update aliases every one of them."""
-    leaves, structure = jax.tree.flatten(state)
-    outputs = jax.ffi.ffi_call(
-        target_name(op),
-        results + [jax.typeof(leaf) for leaf in leaves] * updates,
-        input_output_aliases={len(arguments) + i: len(results) + i for i in range(len(leaves))}
-        if updates
-        else None,
-    )(*refuse_vmap(op, INSTEAD_OF_VMAP, [*arguments, *leaves]), **attributes)
-    if updates:
-        state = jax.tree.unflatten(structure, outputs[len(results) :])
-    return outputs[: len(results)], state
+    run = scan.call if isinstance(state, ScanState) else call_on_state
+    return run(op, operands, state, results, attributes or {}, updates=updates)

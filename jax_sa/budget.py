@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_sa._checks import check_array, check_int
+from jax_sa._explicit import follow_rows
 from jax_sa.automaton import DRAFT_FILL, Draft
 
 FAILURE_RATE = 1.6
@@ -84,6 +85,7 @@ def survival(draft: Draft, strain: jax.Array) -> jax.Array:
     return jnp.cumprod(holds, axis=1)
 
 
+@follow_rows()
 def share_budget(
     draft: Draft, budget: jax.Array | int, *, weights: jax.Array | None = None
 ) -> Draft:
@@ -163,6 +165,7 @@ def estimate_costs(tokens: Any, platform: str) -> jax.Array:
     return 1.0 + per_token * jnp.asarray(tokens, jnp.float32)
 
 
+@follow_rows()
 def cut_draft(draft: Draft, lengths: jax.Array) -> Draft:
     """The draft with at most int32[B] `lengths` tokens in each row."""
     length = jnp.clip(lengths, 0, draft.length)

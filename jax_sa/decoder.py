@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax_sa import budget
 from jax_sa._branches import run_branch
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
+from jax_sa._explicit import follow_rows
 from jax_sa._options import DraftOptions, normalise
 from jax_sa._shard_map import vary, varying_axes
 from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup, reset
@@ -317,7 +318,8 @@ class Decoder(DraftOptions):
         prompts, width = request.prompts, request.prompts.shape[1]
         has_prompt = (request.prompt_lengths >= 1) & (request.prompt_lengths <= width)
         prompt_lengths = jnp.where(has_prompt, request.prompt_lengths, 0)
-        limits = jnp.clip(request.limits, 0, request.max_new_tokens)
+        none = jnp.zeros_like(prompt_lengths)  # sharded as they are, like all that comes of it
+        limits = none + jnp.clip(request.limits, 0, request.max_new_tokens)
         finished = ~has_prompt | (limits == 0)
         before = jnp.maximum(prompt_lengths - 1, 0)
         last = jnp.take_along_axis(prompts, before[:, None], axis=1)[:, 0]
@@ -332,9 +334,8 @@ class Decoder(DraftOptions):
             )
         if self.drafter is not None:
             neural, cache = self.drafter.prefill(params, prompts, before, last, cache)
-        none = jnp.zeros_like(limits)
         return Generation(
-            tokens=jnp.zeros_like(limits, shape=(limits.size, request.max_new_tokens)),
+            tokens=jnp.broadcast_to(none[:, None], (limits.size, request.max_new_tokens)),
             lengths=none,
             limits=limits,
             finished=finished,
@@ -455,6 +456,7 @@ class Decoder(DraftOptions):
         check_array("costs", costs, jnp.float32, (len(widths),))
         return costs
 
+    @follow_rows((False, True))
     def _choose(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Draft]:
         """The index of the width with the most expected tokens per cost, and the drafts cut to it.
 
@@ -470,6 +472,7 @@ class Decoder(DraftOptions):
         index = jnp.argmax((jnp.sum(weight) + held) / costs).astype(jnp.int32)
         return index, budget.cut_draft(draft, widths[index])
 
+    @follow_rows()
     def _draft(self, automaton: Draft | None, neural: jax.Array | None, left: jax.Array) -> Draft:
         """The drafts there are as one, of at most `left - 1` tokens: a step emits one more."""
         (rows,) = left.shape
@@ -562,13 +565,16 @@ def _advance(cache: Any, count: jax.Array) -> Any:
     return dataclasses.replace(cache, length=cache.length + count)
 
 
+@follow_rows()
 def _append(tokens: jax.Array, lengths: jax.Array, emitted: Accepted) -> jax.Array:
     """Writes the emitted tokens behind the first `lengths` of `tokens`."""
-    rows, width = emitted.tokens.shape
-    position = jnp.arange(width, dtype=jnp.int32)[None]
+    position = jnp.arange(emitted.tokens.shape[1], dtype=jnp.int32)[None]
     column = jnp.where(position < emitted.length[:, None], lengths[:, None] + position, INT32_MAX)
-    row = jnp.arange(rows, dtype=jnp.int32)[:, None]
-    return tokens.at[row, column].set(emitted.tokens, mode="drop")
+
+    def write(row: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Array:
+        return row.at[columns].set(values, mode="drop")
+
+    return jax.vmap(write)(tokens, column, emitted.tokens)
 
 
 _reset = jax.jit(reset, donate_argnames="state")

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jax_sa._checks import INT32_MIN, check_array, check_choice, check_int
 from jax_sa._options import DraftOptions, normalise
 from jax_sa.automaton import Draft, extend_lookup, insert, lookup
 from jax_sa.budget import cut_draft
 from jax_sa.host_build import build_on_host, check_tokens
-from jax_sa.state import INDEXES, AnyState, choose_index, get_state_size, init
+from jax_sa.state import INDEXES, AnyState, get_state_size, index_of, init
 from jax_sa.verify import merge_drafts
 
 
@@ -45,6 +46,9 @@ class SAConfig(DraftOptions):
     strangers."""
     index: str = "automaton"
     """What finds matches, "automaton", "scan" or "auto", as in `jax_sa.init`."""
+    sharding: Sharding | None = None
+    """The state's, as in `jax_sa.init`: replicated over the mesh of an engine whose parameters are
+    split, or split over its slots. None: on the default device."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -97,7 +101,7 @@ class SuffixAutomatonManager:
     """Held by every method while it reads or changes the manager."""
 
     def __init__(self, config: SAConfig, max_num_requests: int):
-        """Allocates all slots on the default device.
+        """Allocates all slots.
 
         Args:
           config: the slots, and the options of their drafts.
@@ -111,11 +115,20 @@ class SuffixAutomatonManager:
         self.config = config
         self.max_num_requests = check_int("max_num_requests", max_num_requests, 1)
         self.lock = threading.RLock()
-        self._index = choose_index(config.index, config.max_slots, config.max_seq_len)
-        state = init(config.max_slots, config.max_seq_len, seed=config.seed, index=self._index)
+        state = init(
+            config.max_slots,
+            config.max_seq_len,
+            seed=config.seed,
+            index=config.index,
+            sharding=config.sharding,
+        )
+        self._index = index_of(state)
         # Bound to its device as what a step returns is, or its first use would be compiled apart.
-        self._sharding = state.length.sharding
-        self.state = jax.device_put(state, self._sharding)
+        sharding = state.length.sharding
+        self.state = jax.device_put(state, sharding)
+        # What is not split over the slots is on all devices of the state.
+        is_named = isinstance(sharding, NamedSharding)
+        self._whole = sharding.update(spec=PartitionSpec()) if is_named else sharding
         self._slot_of: dict[Hashable, int] = {}
         self._free_slots = list(range(config.max_slots))
         self._batch = self._make_batch([])
@@ -172,7 +185,7 @@ class SuffixAutomatonManager:
         built = build_on_host(
             tokens, self.config.max_seq_len, seed=self.config.seed, index=self._index
         )
-        built = jax.device_put(built, self._sharding)
+        built = jax.device_put(built, self._whole)
         with self._opened():
             slot = self._free_slot_for(request_id)
             self.state = _insert(self.state, built, np.int32(slot))
@@ -300,7 +313,7 @@ class SuffixAutomatonManager:
     def _make_batch(self, slots: list[int]) -> _Batch:
         rows = np.full(self.max_num_requests, -1, np.int32)
         rows[: len(slots)] = slots
-        return _Batch(slots, jnp.asarray(rows))
+        return _Batch(slots, jax.device_put(rows, self._whole))
 
 
 _insert = jax.jit(insert, donate_argnames="state")

@@ -2,13 +2,14 @@
 
 Letters: S slots, N `max_seq_len`, B rows of a call, T tokens of a row, K draft tokens.
 
-`jax_sa.automaton` documents the ops and checks their arguments. `call` takes an op's name and what
-its target takes, and returns what its target returns.
+`jax_sa.automaton` documents the ops and checks their arguments. A function here takes the state,
+the operands of the op's target by name, None for one that is not given, the target's results and
+its attributes; it returns the results, and the state as the op left it.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sa._checks import INT32_MAX
+from jax_sa._state_call import NamedOperand, call_on_state
+from jax_sa._target import Result, Role
 from jax_sa._targets import platforms
 from jax_sa.scan_state import ScanState
 from jax_sa.state import DRAFT_FILL, Invalid, Status
@@ -26,45 +29,55 @@ UNROLLED = 16
 ROUND = 8
 """Tokens compared in a round of the loop, which ends when no distance matches any more."""
 
-Results = Sequence[jax.ShapeDtypeStruct]
-Target = Callable[..., tuple[list[jax.Array], ScanState]]
+Results = Sequence[Result]
+Outputs = tuple[list[jax.Array], ScanState]
 
 
 def call(
     op: str,
-    arguments: Sequence[jax.Array],
+    operands: Sequence[NamedOperand],
     state: ScanState,
     results: Results,
-    attributes: dict[str, Any],
-    call_target: Target,
+    attributes: Mapping[str, Any],
     *,
     updates: bool,
-) -> tuple[list[jax.Array], ScanState]:
-    """The results of an op, and the state as it left it.
+) -> Outputs:
+    """As `call_on_state`, for the op of this name on a scan.
 
-    One traced program serves every platform: which implementation it runs is decided where it is
-    lowered.
-
-    Args:
-      op: its public name.
-      arguments: of its target, before the state.
-      state: of S slots.
-      results: the types of its results, before the state.
-      attributes: of its target.
-      call_target: calls the target of a name with the arguments that follow here.
-      updates: whether the op changes the state.
+    One traced program serves every platform: whether a kernel runs it or plain jnp is decided
+    where it is lowered.
     """
-    plain = functools.partial(_OPS[op], results=results, **attributes)
+    roles = tuple((name, role) for name, role, _ in operands)
+    arrays = {name: array for name, _, array in operands}
+    return _run(op, roles, tuple(results), tuple(attributes.items()), updates, arrays, state)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), inline=True)
+def _run(
+    op: str,
+    roles: tuple[tuple[str, Role], ...],
+    results: tuple[Result, ...],
+    attributes: tuple[tuple[str, Any], ...],
+    updates: bool,
+    arrays: Mapping[str, jax.Array | None],
+    state: ScanState,
+) -> Outputs:
+    """Jitted, so that an op called outside of jit is traced and compiled once."""
+
+    def kernel(arrays: Mapping[str, jax.Array | None], state: ScanState) -> Outputs:
+        operands = [(name, role, arrays[name]) for name, role in roles]
+        return call_on_state(name, operands, state, results, dict(attributes), updates=updates)
+
+    def plain(arrays: Mapping[str, jax.Array | None], state: ScanState) -> Outputs:
+        return _OPS[op](state, results=results, **arrays, **dict(attributes))
+
     name = f"scan_{op}"
-    kernel = functools.partial(
-        call_target, name, results=results, attributes=attributes, updates=updates
-    )
     kernels = {
         platform.name.lower(): kernel for platform in platforms() if name in platform.handlers
     }
     if not kernels:
-        return plain(tuple(arguments), state)
-    return jax.lax.platform_dependent(tuple(arguments), state, **kernels, default=plain)
+        return plain(arrays, state)
+    return jax.lax.platform_dependent(arrays, state, **kernels, default=plain)
 
 
 class _Rows(NamedTuple):
@@ -94,23 +107,21 @@ class _Rows(NamedTuple):
         )
 
 
-def _named_rows(state: ScanState, slots: jax.Array, rows: int) -> _Rows:
+def _named_rows(state: ScanState, slots: jax.Array | None) -> _Rows:
     """The rows of an op that only reads."""
-    if slots.shape[0] == 0 and rows == state.num_slots:
-        return _Rows(None)
-    return _Rows(_in_range(slots, state))
+    return _Rows(None if slots is None else _in_range(slots, state))
 
 
-def _claimed_rows(state: ScanState, slots: jax.Array, rows: int) -> _Rows:
+def _claimed_rows(state: ScanState, slots: jax.Array | None) -> _Rows:
     """The rows of an op that writes: the first row that names a slot has it."""
-    named = _named_rows(state, slots, rows)
-    if named.slots is None:
-        return named
-    row = jnp.arange(rows, dtype=jnp.int32)
-    same = named.slots[:, None] == named.slots[None]
+    if slots is None:
+        return _Rows(None)
+    slots = _in_range(slots, state)
+    row = jnp.arange(slots.shape[0], dtype=jnp.int32)
+    same = slots[:, None] == slots[None]
     taken = jnp.any(same & (row[None] < row[:, None]), axis=1)
     conflict = jnp.any(same & (row[None] > row[:, None]), axis=1)
-    slots = jnp.where(taken, state.num_slots, named.slots)
+    slots = jnp.where(taken, state.num_slots, slots)
     return _Rows(slots, slots < state.num_slots, conflict)
 
 
@@ -120,44 +131,47 @@ def _in_range(slots: jax.Array, state: ScanState) -> jax.Array:
 
 
 def _extend(
-    arguments: tuple[jax.Array, ...], state: ScanState, results: Results
-) -> tuple[list[jax.Array], ScanState]:
-    tokens, lengths, slots = arguments
-    rows = _claimed_rows(state, slots, tokens.shape[0])
+    state: ScanState,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    slots: jax.Array | None,
+    results: Results,
+) -> Outputs:
+    rows = _claimed_rows(state, slots)
     return [], rows.put(state, _append(rows, rows.take(state), tokens, lengths))
 
 
 def _lookup(
-    arguments: tuple[jax.Array, ...], state: ScanState, results: Results, **options: Any
-) -> tuple[list[jax.Array], ScanState]:
-    slots, limits = arguments
-    count, max_draft = results[0].shape
-    texts = _named_rows(state, slots, count).take(state)
-    return _draft(texts, limits, max_draft, **options), state
+    state: ScanState,
+    slots: jax.Array | None,
+    limits: jax.Array | None,
+    results: Results,
+    **options: Any,
+) -> Outputs:
+    texts = _named_rows(state, slots).take(state)
+    return _draft(texts, limits, results[0].shape[0], **options), state
 
 
 def _extend_lookup(
-    arguments: tuple[jax.Array, ...], state: ScanState, results: Results, **options: Any
-) -> tuple[list[jax.Array], ScanState]:
-    tokens, lengths, slots, limits = arguments
-    count, max_draft = results[0].shape
-    rows = _claimed_rows(state, slots, count)
+    state: ScanState,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    slots: jax.Array | None,
+    limits: jax.Array | None,
+    results: Results,
+    **options: Any,
+) -> Outputs:
+    rows = _claimed_rows(state, slots)
     texts = _append(rows, rows.take(state), tokens, lengths)
-    return _draft(texts, limits, max_draft, **options), rows.put(state, texts)
+    return _draft(texts, limits, results[0].shape[0], **options), rows.put(state, texts)
 
 
-def _reset(
-    arguments: tuple[jax.Array, ...], state: ScanState, results: Results
-) -> tuple[list[jax.Array], ScanState]:
-    (slots,) = arguments
+def _reset(state: ScanState, slots: jax.Array, results: Results) -> Outputs:
     slots = _in_range(slots, state)
     return [], jax.tree.map(lambda leaf: leaf.at[slots].set(0, mode="drop"), state)
 
 
-def _copy_slots(
-    arguments: tuple[jax.Array, ...], state: ScanState, results: Results
-) -> tuple[list[jax.Array], ScanState]:
-    src, dst = arguments
+def _copy_slots(state: ScanState, src: jax.Array, dst: jax.Array, results: Results) -> Outputs:
     source, destination = _in_range(src, state), _in_range(dst, state)
     named = (src != -1) & (destination < state.num_slots)
     row = jnp.arange(src.shape[0], dtype=jnp.int32)
@@ -171,42 +185,29 @@ def _copy_slots(
     status |= jnp.where(jnp.any(same, axis=1) | overwritten, int(Status.CONFLICT), 0)
     status |= state.status.at[jnp.where(copies, source, destination)].get(mode="fill", fill_value=0)
 
-    copied = jnp.where(copies, destination, state.num_slots)
-    copy = jax.tree.map(
-        lambda leaf: leaf.at[copied].set(
-            leaf.at[source].get(mode="fill", fill_value=0), mode="drop"
-        ),
-        state,
-    )
+    copied = _Rows(jnp.where(copies, destination, state.num_slots))
+    copy = copied.put(state, _Rows(source).take(state))
     said = jnp.where(first, destination, state.num_slots)
-    return [], ScanState(
-        copy.length, state.status.at[said].set(status, mode="drop"), copy.tokens, copy.match
-    )
+    status = state.status.at[said].set(status, mode="drop")
+    return [], ScanState(copy.length, status, copy.tokens, copy.match)
 
 
-def _insert(
-    arguments: tuple[jax.Array, ...], state: ScanState, results: Results
-) -> tuple[list[jax.Array], ScanState]:
-    slot, *built = arguments
-    slot = _in_range(slot[None], state)
-    built = ScanState(*built)
-    return [], jax.tree.map(lambda leaf, rows: leaf.at[slot].set(rows, mode="drop"), state, built)
+def _insert(state: ScanState, slot: jax.Array, results: Results, **built: jax.Array) -> Outputs:
+    leaves = {name.removeprefix("built."): leaf for name, leaf in built.items()}
+    return [], _Rows(_in_range(slot, state)).put(state, ScanState(**leaves))
 
 
 def _read_tokens(
-    arguments: tuple[jax.Array, ...], state: ScanState, results: Results
-) -> tuple[list[jax.Array], ScanState]:
-    starts, slots = arguments
-    count, width = results[0].shape
-    texts = _named_rows(state, slots, count).take(state)
-    places = jnp.clip(starts, -width, state.max_seq_len)[:, None] + _iota(width)
+    state: ScanState, starts: jax.Array, slots: jax.Array | None, results: Results
+) -> Outputs:
+    (length,) = results[0].shape
+    texts = _named_rows(state, slots).take(state)
+    places = jnp.clip(starts, -length, state.max_seq_len)[:, None] + _iota(length)
     tokens = _gather(texts.tokens, places)
     return [jnp.where((places >= 0) & (places < texts.length[:, None]), tokens, DRAFT_FILL)], state
 
 
-def _validate(
-    arguments: tuple[jax.Array, ...], state: ScanState, results: Results
-) -> tuple[list[jax.Array], ScanState]:
+def _validate(state: ScanState, results: Results) -> Outputs:
     length = state.length
     possible = (length >= 0) & (length <= state.max_seq_len)
     empty = jax.tree.map(jnp.zeros_like, state)
@@ -309,7 +310,7 @@ def _grow(
 
 def _draft(
     texts: ScanState,
-    limits: jax.Array,
+    limits: jax.Array | None,
     max_draft: int,
     *,
     min_match: int,
@@ -333,7 +334,7 @@ def _draft(
     length = jnp.where(found, length, 0)
     end = jnp.where(found, texts.length - distance, 0)
 
-    limit = jnp.clip(limits, 0, max_draft) if limits.shape[0] else jnp.full_like(length, max_draft)
+    limit = jnp.full_like(length, max_draft) if limits is None else jnp.clip(limits, 0, max_draft)
     if not periodic:
         limit = jnp.minimum(limit, distance)
     limit = jnp.minimum(limit, _wanted(length, max_draft, draft_factor))

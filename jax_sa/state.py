@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, Sharding
 
 from jax_sa._checks import INT32_MAX, check_array, check_choice, check_int
 from jax_sa._targets import unusable_reason
@@ -146,20 +147,13 @@ MAX_SCANNED_TOKENS = 2**21
 where a step took about as long with either index (docs/scan.md)."""
 
 
-def choose_index(index: str, num_slots: int, max_seq_len: int) -> str:
-    """The index that `init` makes on JAX's default backend, "automaton" or "scan".
-
-    "auto" is the automaton on a CPU, whose step does not depend on the length of a text. On a GPU
-    it is the scan up to `MAX_SCANNED_TOKENS`, where prompts are appended hundreds of times faster
-    and steps take as long, and the automaton beyond. Elsewhere it is the scan.
-
-    Raises:
-      ValueError: `index` is none of `INDEXES`, or it is "automaton" and its handlers are not
-        usable on the default backend.
-      TypeError: `index` is no str.
-    """
+def _choose_index(index: str, num_slots: int, max_seq_len: int, sharding: Sharding | None) -> str:
+    """ "automaton" or "scan", as `init` documents it."""
     check_choice("index", index, INDEXES)
     backend = _default_backend()
+    if sharding is not None:
+        backend = next(iter(sharding.device_set)).platform
+        (num_slots,) = sharding.shard_shape((num_slots,))
     reason = unusable_reason(backend)
     if index == "auto":
         few = num_slots * max_seq_len <= MAX_SCANNED_TOKENS
@@ -169,6 +163,11 @@ def choose_index(index: str, num_slots: int, max_seq_len: int) -> str:
             f'index: expected "scan", which needs no handlers, got "automaton": {reason}'
         )
     return index
+
+
+def index_of(state: AnyState) -> str:
+    """The index that a state is of, "automaton" or "scan"."""
+    return "scan" if isinstance(state, ScanState) else "automaton"
 
 
 def _default_backend() -> str:
@@ -194,7 +193,14 @@ def get_state_size(max_seq_len: int, *, index: str = "automaton") -> int:
     return sum(4 * math.prod(shape) for shape in shapes(max_seq_len).values())
 
 
-def init(num_slots: int, max_seq_len: int, *, seed: int = 0, index: str = "automaton") -> AnyState:
+def init(
+    num_slots: int,
+    max_seq_len: int,
+    *,
+    seed: int = 0,
+    index: str = "automaton",
+    sharding: Sharding | None = None,
+) -> AnyState:
     """A state of `num_slots` empty slots with room for `max_seq_len` tokens each.
 
     Args:
@@ -205,26 +211,50 @@ def init(num_slots: int, max_seq_len: int, *, seed: int = 0, index: str = "autom
         texts come from strangers, draw it at random and keep it to yourself. The scan has none.
       index: what finds matches; every op takes the state of either. "automaton": a `State`, whose
         steps do not depend on the length of a text; on CPU and CUDA. "scan": a `ScanState`, on
-        every backend, a ninth of the memory; a step reads the whole text, a prompt costs hardly
-        more than a step. "auto": the one that suits the default backend, S and N: the automaton on
-        a CPU; on a GPU the scan where all slots together have room for at most 2**21 tokens, else
-        the automaton; the scan on any other backend.
+        every backend, a ninth of the memory; a step reads the whole text. "auto": the one that
+        suits the backend and the sizes: the automaton on a CPU; on a GPU the scan where the slots
+        of a device have room for at most 2**21 tokens together, else the automaton; the scan on
+        any other backend.
+      sharding: of every array, such as `NamedSharding(mesh, PartitionSpec("data"))` to split the
+        slots over a mesh axis; each device allocates its own part. None: on the default device.
 
     Raises:
       ValueError: `num_slots` is below 1, `max_seq_len` outside [1, 2**28], `seed` no int32,
-        `index` none of these, or the automaton does not run on the default backend.
-      TypeError: one of them is not an int, or `index` no str.
+        `index` none of these, the automaton does not run on the backend, or the slots cannot be
+        split into equal parts, or would not be split alone.
+      TypeError: one of them is not an int, `index` no str, or `sharding` is none.
     """
     num_slots = check_int("num_slots", num_slots, 1)
     max_seq_len = check_int("max_seq_len", max_seq_len, 1, MAX_MAX_SEQ_LEN)
     seed = check_int("seed", seed, -INT32_MAX - 1)
-    kind, shapes = _KINDS[choose_index(index, num_slots, max_seq_len)]
-    return kind(
-        **{
-            name: jnp.full((num_slots, *shape), seed if name == "seed" else 0, jnp.int32)
-            for name, shape in shapes(max_seq_len).items()
-        }
-    )
+    if sharding is not None:
+        _check_sharding(sharding, num_slots)
+
+    kind, shapes = _KINDS[_choose_index(index, num_slots, max_seq_len, sharding)]
+
+    def make() -> AnyState:
+        return kind(
+            **{
+                name: jnp.full((num_slots, *shape), seed if name == "seed" else 0, jnp.int32)
+                for name, shape in shapes(max_seq_len).items()
+            }
+        )
+
+    return make() if sharding is None else jax.jit(make, out_shardings=sharding)()
+
+
+def _check_sharding(sharding: Any, num_slots: int) -> None:
+    if not isinstance(sharding, Sharding):
+        got = type(sharding).__name__
+        raise TypeError(f"sharding: expected a jax.sharding.Sharding, got {got}")
+    if isinstance(sharding, NamedSharding) and any(sharding.spec[1:]):
+        raise ValueError(f"sharding: expected to split the slots alone, got {sharding.spec}")
+    try:
+        sharding.shard_shape((num_slots,))
+    except ValueError:
+        raise ValueError(
+            f"sharding: expected to split {num_slots} slots into equal parts, got {sharding}"
+        ) from None
 
 
 def check_state(state: Any) -> None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_sa._checks import check_array, check_int
+from jax_sa._explicit import follow_rows
 from jax_sa.automaton import DRAFT_FILL, Draft
 from jax_sa.sampling import Sampling, check_sampling, distribution, spread
 
@@ -26,6 +27,7 @@ class Accepted:
     """int32[B] emitted tokens, 1..1 + K."""
 
 
+@follow_rows()
 def accept_greedy(draft: Draft, targets: jax.Array, *, first: jax.Array | None = None) -> Accepted:
     """Keeps the longest prefix of each draft that greedy decoding would have written.
 
@@ -56,6 +58,7 @@ def accept_greedy(draft: Draft, targets: jax.Array, *, first: jax.Array | None =
     return Accepted(tokens=jnp.where(emitted, chosen, DRAFT_FILL), length=length)
 
 
+@follow_rows()
 def accept_sampled(
     key: jax.Array,
     draft: Draft,
@@ -119,6 +122,7 @@ def accept_sampled(
     return Accepted(tokens=jnp.where(position < length[:, None], tokens, DRAFT_FILL), length=length)
 
 
+@follow_rows()
 def merge_drafts(
     automaton_draft: Draft, neural_draft: Draft | jax.Array, threshold: int = 4
 ) -> Draft:
@@ -184,6 +188,7 @@ def _drafted(draft: Draft) -> jax.Array:
     return position < draft.length[:, None]
 
 
+@follow_rows((True, True))
 def cut_at_stop(
     accepted: Accepted, emits: jax.Array, stop_tokens: tuple[int, ...]
 ) -> tuple[Accepted, jax.Array]:
@@ -204,6 +209,7 @@ def cut_at_stop(
     return Accepted(tokens, length), jnp.any(stops, axis=1)
 
 
+@follow_rows()
 def last_token(emitted: Accepted, before: jax.Array) -> jax.Array:
     """int32[B] the last emitted token; int32[B] `before` where nothing was emitted."""
     index = jnp.maximum(emitted.length - 1, 0)[:, None]
