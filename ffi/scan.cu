@@ -8,10 +8,10 @@
 namespace jax_sa {
 namespace {
 
-constexpr int32_t kThreads = 1024;
+constexpr int32_t kThreads = 512;
 constexpr int32_t kWarps = kThreads / kWindow;
 constexpr int32_t kMaxBlocks = 8;  // a row's, as many as every GPU with clusters allows
-constexpr int32_t kLoads = 4;      // of each array, that a thread has under way at once
+constexpr int32_t kLoads = 8;      // of each array, that a thread has under way at once
 
 __device__ uint64_t warp_max(uint64_t value) {
   const auto high = static_cast<uint32_t>(value >> 32);
@@ -43,42 +43,28 @@ struct CudaTeam {
 
   JAX_SA_FN bool match_whole(const ScanSlot&, const Appended&) const { return false; }
 
-  template <class Body>
-  JAX_SA_FN void each(int32_t count, Body body) const {
-    for (int64_t i = first(); i < count; i += stride()) body(static_cast<int32_t>(i));
-  }
-
-  template <class Load, class Rank>
-  JAX_SA_FN uint64_t best(int32_t count, Load load, Rank rank) const {
-    uint64_t best = 0;
-    for (int64_t begin = first(); begin < count; begin += kLoads * stride()) {
+  template <class Load, class Use>
+  JAX_SA_FN void each(int32_t count, Load load, Use use) const {
+    const int32_t stride = num_blocks * kThreads;
+    int32_t i = block * kThreads + static_cast<int32_t>(threadIdx.x);
+    for (; i < count; i += kLoads * stride) {
+      // What is loaded beyond the last is not used.
       decltype(load(0)) loaded[kLoads];
 #pragma unroll
-      for (int32_t i = 0; i < kLoads; ++i) {
-        const int64_t at = begin + i * stride();
-        if (at < count) loaded[i] = load(static_cast<int32_t>(at));
+      for (int32_t j = 0; j < kLoads; ++j) {
+        const int32_t at = i + j * stride;
+        loaded[j] = load(at < count ? at : i);
       }
 #pragma unroll
-      for (int32_t i = 0; i < kLoads; ++i) {
-        const int64_t at = begin + i * stride();
-        if (at < count) {
-          const uint64_t ranked = rank(static_cast<int32_t>(at), loaded[i]);
-          if (ranked > best) best = ranked;
-        }
+      for (int32_t j = 0; j < kLoads; ++j) {
+        if (i + j * stride < count) use(i + j * stride, loaded[j]);
       }
     }
-    return reduce(best);
   }
 
-  JAX_SA_FN uint64_t wait() const { return reduce(0); }
-
- private:
-  JAX_SA_FN int64_t first() const { return int64_t{block} * kThreads + threadIdx.x; }
-  JAX_SA_FN int64_t stride() const { return int64_t{num_blocks} * kThreads; }
-
-  // The largest value of all threads, to the leading warp. By then, all threads have read what
-  // they needed of the slot, and the leading warp sees what they wrote.
-  JAX_SA_FN uint64_t reduce(uint64_t value) const {
+  // By the time it returns to the leading warp, all threads have read what they needed of the slot,
+  // and the leading warp sees what they wrote.
+  JAX_SA_FN uint64_t largest(uint64_t value) const {
     const uint64_t of_warp = warp_max(value);
     if (threadIdx.x % kWindow == 0) shared.by_warp[threadIdx.x / kWindow] = of_warp;
     __syncthreads();

@@ -1,8 +1,8 @@
 // The index that scans: how well a text repeats at each distance, and one row's work on it. The
 // same on host and device; `jax_sa/scan_state.py` documents the arrays.
 //
-// A row has a team of threads. `team.best` visits every distance once, in any order: it reads both
-// arrays once, whatever the number of tokens that are appended, and writes the matches that change.
+// A row has a team of threads, which share the distances: both arrays are read once, whatever the
+// number of tokens that are appended, and only matches that change are written.
 #pragma once
 
 #include <cstdint>
@@ -48,30 +48,57 @@ struct Appended {
   // at that distance from it.
   JAX_SA_FN int32_t match(int32_t distance, int32_t last, int32_t earlier, int32_t before) const {
     if (last != earlier) return 0;
-    for (int32_t run = 1; run < taken; ++run) {
-      const int32_t place = end() - 1 - run;
-      if (place < distance || at(place) != at(place - distance)) return run;
+    const int32_t most = end() - distance < taken ? end() - distance : taken;
+    for (int32_t run = 1; run < most; run += kAtOnce) {
+      uint32_t differs = 0;
+      for (int32_t i = 0; i < kAtOnce; ++i) {
+        const int32_t place = end() - 1 - (run + i < most ? run + i : 0);
+        differs |= uint32_t{at(place) != at(place - distance)} << i;
+      }
+      if (differs != 0) return run + lowest_bit(differs);
     }
-    return taken + before;
+    return most == taken ? taken + before : most;
+  }
+
+ private:
+  // Tokens compared before any of them decides: on a GPU their loads share a trip to memory.
+  static constexpr int32_t kAtOnce = 8;
+
+  JAX_SA_FN static int32_t lowest_bit(uint32_t mask) {
+#ifdef __CUDA_ARCH__
+    return __ffs(mask) - 1;
+#else
+    return __builtin_ctz(mask);
+#endif
   }
 };
 
-// Matches in order: longer ones first, then by the distance that the occurrence asks for. 0 is
-// none.
-struct Ranking {
+// The longest match that was seen, no longer than `max_match`, and of equally long ones that at the
+// distance that the occurrence asks for. Distances are seen in ascending order.
+struct Longest {
   int32_t max_match;
   bool recent;
+  int32_t length = 0;
+  int32_t distance = 0;
 
-  JAX_SA_FN uint64_t rank(int32_t match, int32_t distance) const {
-    if (match == 0) return 0;
-    const int32_t length = match < max_match ? match : max_match;
+  JAX_SA_FN void see(int32_t match, int32_t at_distance) {
+    const int32_t seen = match < max_match ? match : max_match;
+    if (seen > length || (seen == length && !recent)) {
+      length = seen;
+      distance = at_distance;
+    }
+  }
+
+  // Larger for a match that goes before another one; none before another thread's.
+  JAX_SA_FN uint64_t rank() const {
     const auto place = static_cast<uint32_t>(recent ? ~distance : distance);
     return uint64_t{static_cast<uint32_t>(length)} << 32 | place;
   }
   JAX_SA_FN Match match(uint64_t rank, int32_t text_length) const {
-    if (rank == 0) return {0, 0};
+    const auto found = static_cast<int32_t>(rank >> 32);
     const auto place = static_cast<int32_t>(rank);
-    return {static_cast<int32_t>(rank >> 32), text_length - (recent ? ~place : place)};
+    if (found == 0) return {0, 0};
+    return {found, text_length - (recent ? ~place : place)};
   }
 };
 
@@ -99,9 +126,9 @@ struct Scan {
     if (appends) status |= append(team, slot, row, claimed.conflict, appended);
     // A text that lost tokens predicts the wrong ones.
     const bool drafts_any = drafts.tokens != nullptr && (status & (kFull | kOutOfRange)) == 0;
-    const Ranking ranking{options.max_match, options.recent};
-    const uint64_t best =
-        appended.taken > 0 || drafts_any ? scan(team, slot, appended, ranking) : team.wait();
+    Longest longest{options.max_match, options.recent};
+    if (appended.taken > 0 || drafts_any) scan(team, slot, appended, longest);
+    const uint64_t rank = team.largest(longest.rank());
     team.lead([&](const auto& warp) {
       if (appends) {
         warp.only(0, [&](int32_t) {
@@ -110,7 +137,7 @@ struct Scan {
         });
       }
       if (drafts.tokens == nullptr) return;
-      Match match = ranking.match(drafts_any ? best : 0, appended.end());
+      Match match = longest.match(drafts_any ? rank : 0, appended.end());
       if (match.length < options.min_match) match = {0, 0};
       Slot text_only{};
       text_only.tokens = slot.tokens;
@@ -130,33 +157,39 @@ struct Scan {
     const int32_t room = state.max_seq_len - appended.length;
     appended.added = text.tokens + static_cast<int64_t>(row) * text.width;
     appended.taken = count < room ? count : room;
-    team.each(appended.taken,
-              [&](int32_t i) { slot.tokens[appended.length + i] = appended.added[i]; });
+    team.each(
+        appended.taken, [&](int32_t i) { return appended.added[i]; },
+        [&](int32_t i, int32_t token) { slot.tokens[appended.length + i] = token; });
     return (count > room ? kFull : 0) | (conflict ? kConflict : 0) | (fits ? 0 : kOutOfRange);
   }
 
-  // Brings every match up to date; returns the first in the ranking, to the team's leader.
+  // Brings every match up to date, and sees them all.
   template <class Team>
-  JAX_SA_FN uint64_t scan(const Team& team, const ScanSlot& slot, const Appended& appended,
-                          const Ranking& ranking) const {
+  JAX_SA_FN void scan(const Team& team, const ScanSlot& slot, const Appended& appended,
+                      Longest& longest) const {
     const int32_t distances = appended.end() - 1;
     if (appended.taken == 0 || team.match_whole(slot, appended)) {
-      return team.best(
+      return team.each(
           distances, [&](int32_t i) { return slot.match[i]; },
-          [&](int32_t i, int32_t match) { return ranking.rank(match, i + 1); });
+          [&](int32_t i, int32_t match) { longest.see(match, i + 1); });
     }
     struct Loaded {
       int32_t earlier;
       int32_t match;
     };
+    const int32_t* const before_last = appended.text + appended.end() - 2;
     const int32_t last = appended.at(appended.end() - 1);
-    return team.best(
+    team.each(
         distances,
-        [&](int32_t i) { return Loaded{appended.at(appended.end() - 2 - i), slot.match[i]}; },
+        [&](int32_t i) {
+          return Loaded{
+              i + 1 < appended.taken ? appended.at(appended.end() - 2 - i) : before_last[-i],
+              slot.match[i]};
+        },
         [&](int32_t i, Loaded loaded) {
           const int32_t match = appended.match(i + 1, last, loaded.earlier, loaded.match);
           if (match != loaded.match) slot.match[i] = match;
-          return ranking.rank(match, i + 1);
+          longest.see(match, i + 1);
         });
   }
 };

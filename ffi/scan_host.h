@@ -21,22 +21,16 @@ struct HostTeam {
     body(HostWarp{});
   }
 
-  uint64_t wait() const { return 0; }
+  // The largest value of all threads, to the leader.
+  uint64_t largest(uint64_t value) const { return value; }
 
-  template <class Body>
-  void each(int32_t count, Body body) const {
-    for (int32_t i = 0; i < count; ++i) body(i);
+  // use(i, load(i)) for all i in [0, count), to each thread in ascending order.
+  template <class Load, class Use>
+  void each(int32_t count, Load load, Use use) const {
+    for (int32_t i = 0; i < count; ++i) use(i, load(i));
   }
 
-  // The largest rank(i, load(i)) for i in [0, count).
-  template <class Load, class Rank>
-  uint64_t best(int32_t count, Load load, Rank rank) const {
-    uint64_t best = 0;
-    for (int32_t i = 0; i < count; ++i) best = std::max(best, rank(i, load(i)));
-    return best;
-  }
-
-  // Finds every match anew, in linear time; or leaves that to `best` and returns false. The
+  // Finds every match anew, in linear time; or leaves that to the caller and returns false. The
   // matches are the Z-function of the reversed text (Gusfield 1997, section 1.3): where a distance
   // lies within an earlier match, the match there is that of the distance's own place in it, as
   // far as the earlier match reaches.
