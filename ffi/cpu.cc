@@ -3,6 +3,8 @@
 #include "fused_copy_handlers.h"
 #include "fused_copy_host.h"
 #include "module.h"
+#include "pool_handlers.h"
+#include "pool_insert_host.h"
 #include "rows_host.h"
 #include "scan_handlers.h"
 #include "scan_host.h"
@@ -28,6 +30,7 @@ struct CpuRunner {
 
 using CpuAutomaton = AutomatonHandlers<CpuRunner>;
 using CpuWholeSlots = WholeSlotsHandlers<CpuRunner>;
+using CpuPool = PoolHandlers<CpuRunner>;
 using CpuScan = ScanHandlers<CpuRunner>;
 using CpuSeqlens = SeqlensHandlers<CpuRunner>;
 using CpuFusedCopy = FusedCopyHandlers<CpuRunner>;
@@ -41,6 +44,8 @@ XLA_FFI_DEFINE_HANDLER(kValidate, CpuAutomaton::validate, CpuAutomaton::bind_val
 XLA_FFI_DEFINE_HANDLER(kReset, CpuWholeSlots::reset, CpuWholeSlots::bind_reset());
 XLA_FFI_DEFINE_HANDLER(kInsert, CpuWholeSlots::insert, CpuWholeSlots::bind_insert());
 XLA_FFI_DEFINE_HANDLER(kCopySlots, CpuWholeSlots::copy_slots, CpuWholeSlots::bind_copy_slots());
+XLA_FFI_DEFINE_HANDLER(kPoolInsert, CpuPool::insert, CpuPool::bind_insert());
+XLA_FFI_DEFINE_HANDLER(kPoolInsertSlots, CpuPool::insert_slots, CpuPool::bind_insert_slots());
 XLA_FFI_DEFINE_HANDLER(kScanExtend, CpuScan::extend, CpuScan::bind_extend());
 XLA_FFI_DEFINE_HANDLER(kScanLookup, CpuScan::lookup, CpuScan::bind_lookup());
 XLA_FFI_DEFINE_HANDLER(kScanExtendLookup, CpuScan::extend_lookup, CpuScan::bind_extend_lookup());
@@ -56,6 +61,8 @@ PYBIND11_MODULE(_cpu, module) {
                          {"reset", kReset},
                          {"insert", kInsert},
                          {"copy_slots", kCopySlots},
+                         {"pool_insert", kPoolInsert},
+                         {"pool_insert_slots", kPoolInsertSlots},
                          {"scan_extend", kScanExtend},
                          {"scan_lookup", kScanLookup},
                          {"scan_extend_lookup", kScanExtendLookup},

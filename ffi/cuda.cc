@@ -4,6 +4,7 @@
 #include "fused_copy_handlers.h"
 #include "kernels.h"
 #include "module.h"
+#include "pool_handlers.h"
 #include "scan_handlers.h"
 #include "seqlens_handlers.h"
 #include "whole_slots_handlers.h"
@@ -26,6 +27,7 @@ struct CudaRunner {
 
 using CudaAutomaton = AutomatonHandlers<CudaRunner>;
 using CudaWholeSlots = WholeSlotsHandlers<CudaRunner>;
+using CudaPool = PoolHandlers<CudaRunner>;
 using CudaScan = ScanHandlers<CudaRunner>;
 using CudaSeqlens = SeqlensHandlers<CudaRunner>;
 using CudaFusedCopy = FusedCopyHandlers<CudaRunner>;
@@ -44,6 +46,9 @@ XLA_FFI_DEFINE_HANDLER(kReset, CudaWholeSlots::reset, CudaWholeSlots::bind_reset
 XLA_FFI_DEFINE_HANDLER(kInsert, CudaWholeSlots::insert, CudaWholeSlots::bind_insert(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kCopySlots, CudaWholeSlots::copy_slots, CudaWholeSlots::bind_copy_slots(),
                        kTraits);
+XLA_FFI_DEFINE_HANDLER(kPoolInsert, CudaPool::insert, CudaPool::bind_insert(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kPoolInsertSlots, CudaPool::insert_slots, CudaPool::bind_insert_slots(),
+                       kTraits);
 XLA_FFI_DEFINE_HANDLER(kScanExtend, CudaScan::extend, CudaScan::bind_extend(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kScanLookup, CudaScan::lookup, CudaScan::bind_lookup(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kScanExtendLookup, CudaScan::extend_lookup, CudaScan::bind_extend_lookup(),
@@ -60,6 +65,8 @@ PYBIND11_MODULE(_cuda, module) {
                          {"reset", kReset},
                          {"insert", kInsert},
                          {"copy_slots", kCopySlots},
+                         {"pool_insert", kPoolInsert},
+                         {"pool_insert_slots", kPoolInsertSlots},
                          {"scan_extend", kScanExtend},
                          {"scan_lookup", kScanLookup},
                          {"scan_extend_lookup", kScanExtendLookup},

@@ -137,12 +137,12 @@ struct Scan {
         });
       }
       if (drafts.tokens == nullptr) return;
-      Match match = longest.match(drafts_any ? rank : 0, appended.end());
-      if (match.length < options.min_match) match = {0, 0};
+      const Match match = longest.match(drafts_any ? rank : 0, appended.end());
+      if (match.length < options.min_match) return write_no_draft(warp, drafts, row);
       Slot text_only{};
       text_only.tokens = slot.tokens;
-      write_draft(warp, text_only, appended.end(), match, options, row_limit(options, drafts, row),
-                  drafts, row);
+      write_own_draft(warp, text_only, appended.end(), match, options,
+                      row_limit(options, drafts, row), drafts, row);
     });
   }
 

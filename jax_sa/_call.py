@@ -4,8 +4,9 @@
 axis, `_partition.py` splits a call over devices, and `_target.py` calls the handler.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import PartitionSpec
@@ -14,9 +15,28 @@ from jax_sa import _partition, _vmap
 from jax_sa._target import ROW_AXIS, Operand, Result, Role, Target
 
 
+class Argument(NamedTuple):
+    """An operand and its value."""
+
+    name: str
+    """For messages, such as "state.tokens"."""
+    role: Role
+    value: Any
+    """The array; None where there is none, which a handler gets as an array without elements."""
+    rank: int = 1
+    """The axes of that array."""
+
+
+def leaves_of(name: str, role: Role, table: Any) -> list[Argument]:
+    """The arrays of a dataclass, all with the same role."""
+    fields = dataclasses.fields(table)
+    return [Argument(f"{name}.{field.name}", role, getattr(table, field.name)) for field in fields]
+
+
 def call(
     op: str,
-    operands: Sequence[tuple[str, Role, Any]],
+    split: Role,
+    arguments: Sequence[Argument],
     results: Sequence[Result | int],
     attributes: Mapping[str, Any] | None = None,
 ) -> list[jax.Array]:
@@ -24,8 +44,9 @@ def call(
 
     Args:
       op: the op's public name.
-      operands: of each operand the name for messages, the role, and the array or None.
-      results: what the handler returns; an int is the index of an operand updated in place.
+      split: the role of the table that the call may be split by, such as `SLOTS`, or `WHOLE`.
+      arguments: as the handler takes them.
+      results: what the handler returns; an int is the index of an argument updated in place.
       attributes: as in `Target`.
 
     Raises:
@@ -33,11 +54,12 @@ def call(
     """
     target = Target(
         op,
-        tuple(Operand(name, role, value is not None) for name, role, value in operands),
+        split.axis,
+        tuple(Operand(a.name, a.role, a.value is not None, a.rank) for a in arguments),
         tuple(results),
         tuple((attributes or {}).items()),
     )
-    values = [value for _, _, value in operands if value is not None]
+    values = [argument.value for argument in arguments if argument.value is not None]
     _check_shardings(target, values)
     return _run(target, *values)
 

@@ -8,6 +8,7 @@ other rows, are added up. That is an all-reduce of the results, never of the tab
 XLA calls `_partition` and `_infer` while it compiles a program for several devices.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,8 +39,6 @@ def table_split(target: Target, shardings: Sequence[Any]) -> list[MeshAxes]:
     for operand, sharding in zip(target.given, shardings, strict=True):
         if operand.role.axis in (None, ROW_AXIS):
             continue
-        if not isinstance(sharding, NamedSharding):
-            raise ValueError(f"{operand.name}: expected a NamedSharding, got {sharding}")
         number = operand.role.vmapped + 1
         axes = [*map(as_axes, sharding.spec), *[()] * number]
         is_split = operand.role.axis == target.table
@@ -67,7 +66,11 @@ _run = custom_partitioning(run_here, static_argnums=(0,))
 def _partition(
     target: Target, mesh: Mesh, operands: Sequence[Any], results: Sequence[Any]
 ) -> tuple[Mesh, Callable[..., Any], list[NamedSharding], tuple[NamedSharding, ...]]:
-    split = table_split(target, [operand.sharding for operand in operands])
+    shardings = [operand.sharding for operand in operands]
+    if not isinstance(shardings[0], NamedSharding):
+        return _partition_inside(target, mesh, shardings, results)
+    split = table_split(target, shardings)
+    _check_whole(target, shardings)
     _check_divides(target, mesh, split, operands)
     _check_follows(target, split, results)
     shapes = axis_shapes(target, operands)
@@ -84,6 +87,21 @@ def _partition(
             for operand, value in zip(target.given, operands, strict=True)
         ),
     )
+
+
+def _partition_inside(
+    target: Target, mesh: Mesh, shardings: Sequence[Any], results: Sequence[Any]
+) -> tuple[Mesh, Callable[..., Any], list[Any], tuple[Any, ...]]:
+    """Inside a shard_map over some mesh axes, where JAX does not tell which the others are."""
+    for operand, sharding in zip(target.given, shardings, strict=True):
+        if operand.role.axis not in (None, ROW_AXIS) and not sharding.is_fully_replicated:
+            raise ValueError(
+                f"{operand.name}: expected to be sharded over no mesh axis but those of the "
+                f"jax.shard_map around, got {sharding}"
+            )
+    whole = next(sharding for sharding in shardings if sharding.is_fully_replicated)
+    run_whole = functools.partial(run_here, target)
+    return mesh, run_whole, [whole] * len(results), tuple(whole for _ in shardings)
 
 
 def _infer(
@@ -172,6 +190,18 @@ def _local_ids(
         here &= (place >= 0) & (place < local[number])
         result += place * math.prod(local[number + 1 :])
     return jnp.where(here, result, jnp.where(ids == -1, -1, INT32_MAX))
+
+
+def _check_whole(target: Target, shardings: Sequence[Any]) -> None:
+    """ValueError where an array that is updated as a whole, or one copied to it, is in parts."""
+    if not any(target.given[number].role.axis is None for number in target.updated):
+        return
+    for operand, sharding in zip(target.given, shardings, strict=True):
+        if operand.role.axis is None and any(map(as_axes, sharding.spec)):
+            raise ValueError(
+                f"{operand.name}: expected to be sharded over nothing, got {sharding.spec}; "
+                "inside jax.shard_map, each device may have its own"
+            )
 
 
 def _check_divides(

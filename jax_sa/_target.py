@@ -36,6 +36,8 @@ class Role(NamedTuple):
 SLOTS = Role("slots")
 ROWS = Role(ROW_AXIS)
 SLOT_IDS = Role(ROW_AXIS, names="slots")
+GROUPS = Role("groups")
+GROUP_IDS = Role(ROW_AXIS, names="groups")
 WHOLE = Role(None)
 
 
@@ -46,7 +48,9 @@ class Operand(NamedTuple):
     """For messages, such as "state.tokens"."""
     role: Role
     is_given: bool = True
-    """Whether it is there. Handlers get int32[0] for one that is not."""
+    """Whether it is there. Handlers get an int32 array without elements for one that is not."""
+    rank: int = 1
+    """The axes of that array."""
 
 
 class Result(NamedTuple):
@@ -64,6 +68,8 @@ class Target:
 
     op: str
     """The op's public name."""
+    table: str | None
+    """The table that calls may be split by."""
     operands: tuple[Operand, ...]
     """All, those that are not given included."""
     results: tuple[Result | int, ...]
@@ -95,15 +101,10 @@ class Target:
         }
 
     @property
-    def table(self) -> str | None:
-        """The table that calls are split by: that of the first operand that is part of one."""
-        tables = (operand.role.axis for operand in self.given)
-        return next((axis for axis in tables if axis not in (None, ROW_AXIS)), None)
-
-    @property
     def rows_are_entries(self) -> bool:
         """Whether row b is entry b of the table, as no operand says whose each row is."""
-        return all(operand.role.names != self.table for operand in self.given)
+        names = [operand.role.names for operand in self.given]
+        return self.table is not None and self.table not in names
 
 
 def axis_shapes(target: Target, operands: Sequence[Any]) -> dict[str | None, tuple[int, ...]]:
@@ -119,13 +120,17 @@ def axis_shapes(target: Target, operands: Sequence[Any]) -> dict[str | None, tup
 def run_here(target: Target, *operands: jax.Array) -> list[jax.Array]:
     """Calls the target on operands of one device; a device's part of them is as good as all.
 
-    Rows have one axis for a handler, but tables keep their vmapped axes, which the handler counts
-    through: XLA would copy a table that is reshaped before it is updated in place.
+    What is vmapped is joined along one axis for the handler, but for tables that are updated in
+    place: XLA would copy them if they were reshaped first, so the handler counts through them.
     """
     shapes = axis_shapes(target, operands)
-    given = iter(operands)
+    given = [
+        value if number in target.updated else _join(target.given[number].role, value)
+        for number, value in enumerate(operands)
+    ]
+    rest = iter(given)
     values = [
-        _join_rows(operand.role, next(given)) if operand.is_given else None
+        next(rest) if operand.is_given else jnp.zeros((0,) * operand.rank, jnp.int32)
         for operand in target.operands
     ]
     types = [
@@ -138,20 +143,17 @@ def run_here(target: Target, *operands: jax.Array) -> list[jax.Array]:
         operand: index for index, operand in enumerate(target.results) if isinstance(operand, int)
     }
     call = jax.ffi.ffi_call(target_name(target.op), types, input_output_aliases=aliases or None)
-    arguments = [jnp.zeros(0, jnp.int32) if value is None else value for value in values]
-    results = call(*arguments, **{name: _attribute(v) for name, v in target.attributes})
+    results = call(*values, **{name: _attribute(v) for name, v in target.attributes})
     return [
-        result.reshape(*shapes[ROW_AXIS], *result.shape[1:])
-        if role.axis == ROW_AXIS and role.vmapped
-        else result
-        for role, result in zip(target.result_roles, results, strict=True)
+        value
+        if isinstance(result, int) or not result.role.vmapped
+        else value.reshape(*shapes[result.role.axis], *value.shape[1:])
+        for result, value in zip(target.results, results, strict=True)
     ]
 
 
-def _join_rows(role: Role, value: jax.Array) -> jax.Array:
-    if role.axis != ROW_AXIS or not role.vmapped:
-        return value
-    return value.reshape(-1, *value.shape[role.vmapped + 1 :])
+def _join(role: Role, value: jax.Array) -> jax.Array:
+    return value.reshape(-1, *value.shape[role.vmapped + 1 :]) if role.vmapped else value
 
 
 def _result_type(
@@ -163,16 +165,15 @@ def _result_type(
     """A result that varies as all operands do; rows and entries are sharded as the table is."""
     like = jax.typeof(operands[0])
     axis = result.role.axis
-    shape = () if axis is None else shapes[axis]
-    spec: list[Any] = [None] * len(shape)
-    if axis == target.table or (axis == ROW_AXIS and target.rows_are_entries):
+    spec: list[Any] = [] if axis is None else [None]
+    follows = axis == target.table or (axis == ROW_AXIS and target.rows_are_entries)
+    if axis is not None and follows:
         index = [operand.role.axis for operand in target.given].index(target.table)
-        spec[: len(shape)] = [*jax.typeof(operands[index]).sharding.spec, *spec][: len(shape)]
-    if axis == ROW_AXIS and len(shape) > 1:
-        shape, spec = (math.prod(shape),), [None]
+        first = jax.typeof(operands[index]).sharding.spec[:1]
+        spec = [*first, None][:1] if not result.role.vmapped else [None]
     spec = jax.sharding.PartitionSpec(*spec, *[None] * len(result.shape))
     return like.update(
-        shape=(*shape, *result.shape),
+        shape=(*(() if axis is None else (math.prod(shapes[axis]),)), *result.shape),
         dtype=np.dtype(result.dtype),
         sharding=like.sharding.update(spec=spec),
     )

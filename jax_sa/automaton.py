@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sa import scan
+from jax_sa._call import Argument, leaves_of
 from jax_sa._checks import (
     INT32_MAX,
     check_array,
@@ -27,10 +28,12 @@ from jax_sa._checks import (
     check_int,
     check_positive_float,
 )
-from jax_sa._state_call import call_on_state, leaves_of
-from jax_sa._target import ROWS, SLOT_IDS, SLOTS, Result, Role
+from jax_sa._state_call import call_on_state
+from jax_sa._target import GROUP_IDS, GROUPS, ROWS, SLOT_IDS, SLOTS, Result
+from jax_sa.draft import DRAFT_FILL as DRAFT_FILL
+from jax_sa.draft import Source as Source
+from jax_sa.pool import Pool, check_pool
 from jax_sa.scan_state import ScanState
-from jax_sa.state import DRAFT_FILL as DRAFT_FILL
 from jax_sa.state import State, check_state
 
 MAX_DRAFT = 2**16
@@ -50,7 +53,10 @@ class Draft:
     """int32[B] tokens of the suffix that occurred before; 0 without a match."""
     match_end: jax.Array
     """int32[B] tokens of the text up to the earlier occurrence's end, so the index in the text of
-    the first drafted token; 0 without a match."""
+    the first drafted token; in a draft from a pool, its index in the group's `Pool.ring`. 0 without
+    a match."""
+    source: jax.Array
+    """int32[B] a `Source`: where the match is, even if a limit of 0 leaves no tokens of it."""
 
 
 def extend(
@@ -75,7 +81,11 @@ def extend(
     """
     check_state(state)
     _check_text(state, tokens, lengths, slots)
-    operands = [("tokens", ROWS, tokens), ("lengths", ROWS, lengths), ("slots", SLOT_IDS, slots)]
+    operands = [
+        Argument("tokens", ROWS, tokens),
+        Argument("lengths", ROWS, lengths),
+        Argument("slots", SLOT_IDS, slots),
+    ]
     _, state = _call("extend", operands, state, updates=True)
     return state
 
@@ -91,6 +101,8 @@ def lookup(
     occurrence: str = "recent",
     draft_factor: float | None = None,
     periodic: bool = True,
+    pool: Pool | None = None,
+    groups: jax.Array | None = None,
 ) -> Draft:
     """Finds the longest suffix of each text that occurred before, and drafts what followed it.
 
@@ -106,9 +118,18 @@ def lookup(
       occurrence: which earlier occurrence to follow, "first" or "recent". The most recent end of a
         suffix is kept up to date for as long as it is among the text's `WINDOW` longest repeated
         ones; beyond them, an earlier end may be followed.
-      draft_factor: drafts at most `ceil(draft_factor * match_length)` tokens. None: no limit.
+      draft_factor: drafts at most `ceil(draft_factor * match_length)` tokens, and of a match in
+        the pool, which is less trustworthy, `ceil(draft_factor / 2 * match_length)`. None: no
+        limit.
       periodic: where the continuation reaches the end of the text, go on with its beginning
-        (the text then repeats with that period) instead of stopping there.
+        (the text then repeats with that period) instead of stopping there. A draft from the pool
+        always stops at the end of its text.
+      pool: of G groups, which is only read. Where the longest suffix that occurs in the pool is
+        longer than the one in the row's own text, the draft comes from the pool: there it is found
+        by `NGRAM_LENGTHS`, compared up to `MAX_POOL_MATCH` tokens, and of equally long ones the
+        most recent is followed. None: the text alone.
+      groups: int32[B] the group that each row may see, 0..G-1; -1, or any other, for none. None:
+        group 0 for all rows.
 
     Raises:
       ValueError, TypeError: at trace time, naming the argument.
@@ -117,8 +138,13 @@ def lookup(
     max_draft, attributes = check_lookup(
         max_draft, min_match, max_match, occurrence, draft_factor, periodic
     )
-    _check_limits(_check_slots(state, slots), limits)
-    operands = [("slots", SLOT_IDS, slots), ("limits", ROWS, limits)]
+    rows = _check_slots(state, slots)
+    _check_limits(rows, limits)
+    operands = [
+        Argument("slots", SLOT_IDS, slots),
+        Argument("limits", ROWS, limits),
+        *_check_seen(rows, pool, groups),
+    ]
     results, _ = _call("lookup", operands, state, _draft_results(max_draft), attributes)
     return Draft(*results)
 
@@ -136,6 +162,8 @@ def extend_lookup(
     occurrence: str = "recent",
     draft_factor: float | None = None,
     periodic: bool = True,
+    pool: Pool | None = None,
+    groups: jax.Array | None = None,
 ) -> tuple[State, Draft]:
     """`extend`, then `lookup` of the same rows, in one kernel launch.
 
@@ -146,12 +174,14 @@ def extend_lookup(
     max_draft, attributes = check_lookup(
         max_draft, min_match, max_match, occurrence, draft_factor, periodic
     )
-    _check_limits(_check_text(state, tokens, lengths, slots), limits)
+    rows = _check_text(state, tokens, lengths, slots)
+    _check_limits(rows, limits)
     operands = [
-        ("tokens", ROWS, tokens),
-        ("lengths", ROWS, lengths),
-        ("slots", SLOT_IDS, slots),
-        ("limits", ROWS, limits),
+        Argument("tokens", ROWS, tokens),
+        Argument("lengths", ROWS, lengths),
+        Argument("slots", SLOT_IDS, slots),
+        Argument("limits", ROWS, limits),
+        *_check_seen(rows, pool, groups),
     ]
     drafted = _draft_results(max_draft)
     results, state = _call("extend_lookup", operands, state, drafted, attributes, updates=True)
@@ -170,7 +200,7 @@ def reset(state: State, slots: jax.Array) -> State:
     """
     check_state(state)
     check_array("slots", slots, jnp.int32, ("B",))
-    _, state = _call("reset", [("slots", SLOT_IDS, slots)], state, updates=True)
+    _, state = _call("reset", [Argument("slots", SLOT_IDS, slots)], state, updates=True)
     return state
 
 
@@ -190,7 +220,7 @@ def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
     check_state(state)
     (rows,) = check_array("src", src, jnp.int32, ("B",))
     check_array("dst", dst, jnp.int32, (rows,))
-    operands = [("src", SLOT_IDS, src), ("dst", SLOT_IDS, dst)]
+    operands = [Argument("src", SLOT_IDS, src), Argument("dst", SLOT_IDS, dst)]
     _, state = _call("copy_slots", operands, state, updates=True)
     return state
 
@@ -223,7 +253,10 @@ def insert(state: State, built: State, slot: jax.Array | int) -> State:
         check_array("slot", slot, jnp.int32, ())
     else:
         slot = np.int32(check_int("slot", slot, 0, state.num_slots - 1))
-    operands = [("slot", SLOT_IDS, jnp.asarray(slot)[None]), *leaves_of("built", ROWS, built)]
+    operands = [
+        Argument("slot", SLOT_IDS, jnp.asarray(slot)[None]),
+        *leaves_of("built", ROWS, built),
+    ]
     _, state = _call("insert", operands, state, updates=True)
     return state
 
@@ -250,7 +283,7 @@ def read_tokens(
     length = check_int("length", length, 1)
     rows = _check_slots(state, slots)
     check_array("starts", starts, jnp.int32, (rows,))
-    operands = [("starts", ROWS, starts), ("slots", SLOT_IDS, slots)]
+    operands = [Argument("starts", ROWS, starts), Argument("slots", SLOT_IDS, slots)]
     (tokens,), _ = _call("read_tokens", operands, state, [Result(ROWS, (length,))])
     return tokens
 
@@ -305,6 +338,24 @@ def _check_limits(rows: int, limits: Any) -> None:
         check_array("limits", limits, jnp.int32, (rows,))
 
 
+def _check_seen(rows: int, pool: Any, groups: Any) -> list[Argument]:
+    """What rows see of a pool, as the targets take it."""
+    if pool is None:
+        if groups is not None:
+            raise ValueError("groups: expected a pool whose groups they are, got none")
+    else:
+        check_pool(pool)
+        if groups is None:
+            groups = jnp.zeros(rows, jnp.int32)
+        check_array("groups", groups, jnp.int32, (rows,))
+    return [
+        Argument("groups", GROUP_IDS, groups),
+        Argument("pool.ring", GROUPS, None if pool is None else pool.ring, rank=2),
+        Argument("pool.head", GROUPS, None if pool is None else pool.head),
+        Argument("pool.table", GROUPS, None if pool is None else pool.table, rank=3),
+    ]
+
+
 def check_lookup(
     max_draft: Any,
     min_match: Any,
@@ -334,12 +385,12 @@ def check_lookup(
 
 def _draft_results(max_draft: int) -> list[Result]:
     """What the fields of a `Draft` are."""
-    return [Result(ROWS, (max_draft,)), *[Result(ROWS, ())] * 3]
+    return [Result(ROWS, (max_draft,)), *[Result(ROWS, ())] * 4]
 
 
 def _call(
     op: str,
-    operands: list[tuple[str, Role, Any]],
+    operands: Sequence[Argument],
     state: State,
     results: Sequence[Result] = (),
     attributes: dict[str, Any] | None = None,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sa._call import call
+from jax_sa._call import Argument, call
 from jax_sa._checks import check_array, check_int
 from jax_sa._dtypes import has_whole_bytes
 from jax_sa._target import WHOLE, Result
@@ -94,14 +94,14 @@ def fused_copy(
             strict=True,
         )
     ]
-    operands = [
-        *(("rows or columns", WHOLE, scalar) for scalar in scalars),
-        *((f"sources{name}", WHOLE, leaf) for name, leaf in zip(names, from_, strict=True)),
-        *((f"destinations{name}", WHOLE, leaf) for name, leaf in zip(names, to, strict=True)),
+    arguments = [
+        *(Argument("rows or columns", WHOLE, scalar) for scalar in scalars),
+        *(Argument(f"sources{name}", WHOLE, x) for name, x in zip(names, from_, strict=True)),
+        *(Argument(f"destinations{name}", WHOLE, x) for name, x in zip(names, to, strict=True)),
     ]
-    updated = range(len(operands) - len(to), len(operands))
+    updated = range(len(arguments) - len(to), len(arguments))
     clamped = Result(WHOLE, (len(to),), jnp.bool_)
-    outputs = call("fused_copy", operands, [*updated, clamped], _attributes(plans))
+    outputs = call("fused_copy", WHOLE, arguments, [*updated, clamped], _attributes(plans))
     return Copied(jax.tree.unflatten(structure, outputs[:-1]), outputs[-1])
 
 

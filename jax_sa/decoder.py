@@ -480,7 +480,7 @@ class Decoder(DraftOptions):
             check_array("drafter's tokens", neural, jnp.int32, (rows, self.drafter.max_draft))
         if automaton is None:
             none = jnp.zeros_like(left)
-            automaton = Draft(jnp.zeros_like(left, shape=(rows, 0)), none, none, none)
+            automaton = Draft(jnp.zeros_like(left, shape=(rows, 0)), none, none, none, none)
         draft = automaton if neural is None else merge_drafts(automaton, neural, self.threshold)
         return budget.cut_draft(draft, left - 1)
 

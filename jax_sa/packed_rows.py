@@ -120,7 +120,7 @@ def idle_rows(
         read=none,
         lengths=none,
         last=none,
-        draft=Draft(jnp.zeros((*none.shape, max_draft), jnp.int32), none, none, none),
+        draft=Draft(jnp.zeros((*none.shape, max_draft), jnp.int32), none, none, none, none),
         record=budget.init_record(none),
         cache=cache,
         state=state,

@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_sa._call import Argument
 from jax_sa._checks import INT32_MAX
-from jax_sa._state_call import NamedOperand, call_on_state
-from jax_sa._target import Result, Role
+from jax_sa._state_call import call_on_state
+from jax_sa._target import Result
 from jax_sa._targets import platforms
+from jax_sa.draft import DRAFT_FILL, Source
 from jax_sa.scan_state import ScanState
-from jax_sa.state import DRAFT_FILL, Invalid, Status
+from jax_sa.state import Invalid, Status
 
 UNROLLED = 16
 """Up to so many appended tokens are compared without a loop."""
@@ -35,7 +37,7 @@ Outputs = tuple[list[jax.Array], ScanState]
 
 def call(
     op: str,
-    operands: Sequence[NamedOperand],
+    arguments: Sequence[Argument],
     state: ScanState,
     results: Results,
     attributes: Mapping[str, Any],
@@ -46,16 +48,22 @@ def call(
 
     One traced program serves every platform: whether a kernel runs it or plain jnp is decided
     where it is lowered.
+
+    Raises:
+      ValueError: a lookup is to see a pool.
     """
-    roles = tuple((name, role) for name, role, _ in operands)
-    arrays = {name: array for name, _, array in operands}
-    return _run(op, roles, tuple(results), tuple(attributes.items()), updates, arrays, state)
+    if any(a.name.startswith("pool.") and a.value is not None for a in arguments):
+        raise ValueError("pool: expected None with a ScanState, got a Pool")
+    own = [a for a in arguments if a.name != "groups" and not a.name.startswith("pool.")]
+    operands = tuple(a._replace(value=None) for a in own)
+    arrays = {a.name: a.value for a in own}
+    return _run(op, operands, tuple(results), tuple(attributes.items()), updates, arrays, state)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), inline=True)
 def _run(
     op: str,
-    roles: tuple[tuple[str, Role], ...],
+    operands: tuple[Argument, ...],
     results: tuple[Result, ...],
     attributes: tuple[tuple[str, Any], ...],
     updates: bool,
@@ -65,8 +73,8 @@ def _run(
     """Jitted, so that an op called outside of jit is traced and compiled once."""
 
     def kernel(arrays: Mapping[str, jax.Array | None], state: ScanState) -> Outputs:
-        operands = [(name, role, arrays[name]) for name, role in roles]
-        return call_on_state(name, operands, state, results, dict(attributes), updates=updates)
+        arguments = [operand._replace(value=arrays[operand.name]) for operand in operands]
+        return call_on_state(name, arguments, state, results, dict(attributes), updates=updates)
 
     def plain(arrays: Mapping[str, jax.Array | None], state: ScanState) -> Outputs:
         return _OPS[op](state, results=results, **arrays, **dict(attributes))
@@ -341,7 +349,9 @@ def _draft(
     limit = jnp.where(found, limit, 0)
     place = _iota(max_draft)
     tokens = _gather(texts.tokens, end[:, None] + place % distance[:, None])
-    return [jnp.where(place < limit[:, None], tokens, DRAFT_FILL), limit, length, end]
+    tokens = jnp.where(place < limit[:, None], tokens, DRAFT_FILL)
+    source = jnp.where(found, int(Source.OWN), int(Source.NONE))
+    return [tokens, limit, length, end, source]
 
 
 def _wanted(length: jax.Array, max_draft: int, draft_factor: float) -> jax.Array:

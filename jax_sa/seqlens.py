@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sa._call import call
+from jax_sa._call import Argument, call
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_bool, check_int
 from jax_sa._target import WHOLE, Result
 
@@ -90,8 +90,8 @@ def _expand(
     """One call of the target, which skips results without elements."""
     sizes = ((total,), (), ((kv_lens.shape[0] + 1) * offsets,), (total * row_ids,))
     results = [Result(WHOLE, size) for size in sizes]
-    operands = [("kv_lens", WHOLE, kv_lens), ("q_lens", WHOLE, q_lens)]
-    return ExpandedSeqlens(*call("expand_seqlens", operands, results, {"fill": fill}))
+    arguments = [Argument("kv_lens", WHOLE, kv_lens), Argument("q_lens", WHOLE, q_lens)]
+    return ExpandedSeqlens(*call("expand_seqlens", WHOLE, arguments, results, {"fill": fill}))
 
 
 def _expand_one(kv_lens: Any, q_lens: Any, total: int, fill: int) -> ExpandedSeqlens:

@@ -17,9 +17,6 @@ from jax_sa.scan_state import ScanState, scan_slot_shapes
 WINDOW = 32
 """Repeated suffixes that a slot keeps at hand, and whose most recent ends it keeps exact."""
 
-DRAFT_FILL = 0
-"""The token at the places of a draft beyond its length: one that every model can embed."""
-
 MAX_MAX_SEQ_LEN = 2**28
 """The largest `max_seq_len`: node ids and table entries then fit int32 with a bit to spare."""
 
@@ -148,7 +145,7 @@ where a step took about as long with either index (docs/scan.md)."""
 
 
 def _choose_index(index: str, num_slots: int, max_seq_len: int, sharding: Sharding | None) -> str:
-    """ "automaton" or "scan", as `init` documents it."""
+    """The index that `init` makes, "automaton" or "scan"."""
     check_choice("index", index, INDEXES)
     backend = _default_backend()
     if sharding is not None:

@@ -16,7 +16,16 @@ from metadata_programs import (
     assert_copies_in_place,
     compile_metadata_program,
 )
-from programs import PROGRAMS, assert_in_place, compile_insert, compile_program, housekeeping
+from programs import (
+    POOL_PROGRAMS,
+    PROGRAMS,
+    assert_in_place,
+    assert_pool_in_place,
+    compile_insert,
+    compile_pool_program,
+    compile_program,
+    housekeeping,
+)
 from requirements import unavailable
 
 from jax_sa import _targets
@@ -55,6 +64,13 @@ def test_captured(h100, program, index, tmp_path):
 
 def test_insert_of_a_scan_in_place(h100):
     assert_in_place(compile_insert(h100, "scan"), "scan")
+
+
+@pytest.mark.parametrize("program", POOL_PROGRAMS, ids=lambda program: program.__name__)
+def test_pool_in_place_and_captured(h100, program, tmp_path):
+    options = {"xla_dump_to": str(tmp_path), "xla_gpu_graph_min_graph_size": 1}
+    assert_pool_in_place(compile_pool_program(program, h100, **options))
+    assert_captured(tmp_path)
 
 
 def test_insert_in_place_and_captured(h100, tmp_path):
