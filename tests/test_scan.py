@@ -1,9 +1,7 @@
 """The index that scans: against brute force, against the automaton, by kernels and in plain jnp."""
 
-import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -216,19 +214,6 @@ def test_the_indexes_do_not_mix():
     state = jax_sa.init(2, 8, index="scan")
     with pytest.raises(TypeError, match="built: expected a jax_sa.ScanState, got State"):
         jax_sa.insert(state, jax_sa.build_on_host([1], 8), 0)
-
-
-def test_vmapped_in_plain_jnp(monkeypatch):
-    """A batch of states, as any function of arrays takes one."""
-    monkeypatch.setattr(scan, "platforms", tuple)
-    rows = [texts.random_text(2, 20, seed=seed) for seed in range(6)]
-    tokens, lengths = int32(rows).reshape(2, 3, 20), jnp.full((2, 3), 20, jnp.int32)
-    states = jax.vmap(lambda _: jax_sa.init(3, 32, index="scan"))(jnp.arange(2))
-    states = jax.vmap(jax_sa.extend)(states, tokens, lengths)
-    drafts = jax.vmap(functools.partial(jax_sa.lookup, max_draft=4))(states)
-    for i, row in enumerate(rows):
-        draft = jax.tree.map(lambda x, i=i: x[i // 3], drafts)
-        assert_exact_draft(draft, i % 3, row, 4)
 
 
 @pytest.mark.parametrize("backend", ["tpu", "rocm", "cpu", "gpu"])

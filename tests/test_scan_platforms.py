@@ -10,7 +10,7 @@ import pytest
 import texts
 from calls import int32
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from programs import PROGRAMS, SLOTS, compile_program
 from requirements import unavailable
 
@@ -65,24 +65,65 @@ def test_compiled_for_tpu(tpu, program):
     assert compiled.memory_analysis().alias_size_in_bytes >= size
 
 
-def test_sharded_by_plain_jit(monkeypatch):
-    """Over the slots, in plain jnp: no collective, and the result sharded as the state came."""
-    monkeypatch.setattr(scan, "platforms", tuple)
+@pytest.fixture(params=["kernel", "jnp"])
+def implementation(request, monkeypatch):
     jax.clear_caches()
-    mesh = Mesh(np.array(jax.devices("cpu")[:4]), ("slots",))
-    sharding = NamedSharding(mesh, PartitionSpec("slots"))
-    rows = [texts.random_text(2, 9, seed=seed) for seed in range(8)]
-    tokens, lengths = jax.device_put((int32(rows), jnp.full(8, 9, jnp.int32)), sharding)
-    state = jax.device_put(jax_sa.init(8, 64, index="scan"), sharding)
-    step = jax.jit(functools.partial(jax_sa.extend_lookup, max_draft=4), donate_argnums=0)
-    compiled = step.lower(state, tokens, lengths).compile()
-    assert not COLLECTIVE.search(compiled.as_text())
-    state, draft = compiled(state, tokens, lengths)
-    assert all(
-        leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf in jax.tree.leaves(state)
-    )
-    expected = step(jax_sa.init(8, 64, index="scan"), int32(rows), jnp.full(8, 9, jnp.int32))
-    jax.tree.map(np.testing.assert_array_equal, (state, draft), expected)
+    if request.param == "jnp":
+        monkeypatch.setattr(scan, "platforms", tuple)
+    yield request.param
+    jax.clear_caches()
+
+
+def step(state, tokens, lengths):
+    return jax_sa.extend_lookup(state, tokens, lengths, max_draft=4)
+
+
+def batch(rows=8):
+    tokens = int32([texts.random_text(2, 9, seed=seed) for seed in range(rows)])
+    return jax_sa.init(rows, 64, index="scan"), tokens, jnp.full(rows, 9, jnp.int32)
+
+
+def one_device(rows=8):
+    return jax.jit(step)(*batch(rows))
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("through", ["jit", "shard_map", "loop"])
+def test_sharded(implementation, through, axis_type):
+    """Over the slots: no collective, in place, and the result sharded as the state came."""
+    mesh = jax.make_mesh((4,), ("slots",), (axis_type,), devices=jax.devices("cpu")[:4])
+    spec = PartitionSpec("slots")
+    sharding = NamedSharding(mesh, spec)
+    arguments = jax.device_put(batch(), sharding)
+    run = {
+        "jit": step,
+        "shard_map": jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec),
+        "loop": lambda state, tokens, lengths: jax.lax.fori_loop(
+            0, 1, lambda _, carry: step(carry[0], tokens, lengths), step(state, tokens, lengths * 0)
+        ),
+    }[through]
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(run, donate_argnums=0).lower(*arguments).compile()
+        assert not COLLECTIVE.search(compiled.as_text())
+        state, draft = compiled(*arguments)
+    for leaf in jax.tree.leaves(state):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    jax.tree.map(np.testing.assert_array_equal, (state, draft), one_device())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_vmapped(implementation, shared):
+    """A batch of states, or one state and a batch of tokens."""
+    rows = 4 if shared else 8
+    state, tokens, lengths = batch(rows)
+    if shared:
+        got = jax.jit(jax.vmap(step, in_axes=(None, 0, None)))(state, tokens[None], lengths)
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[0], y), got, one_device(rows))
+        return
+    halves = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), (state, tokens, lengths))
+    got = jax.jit(jax.vmap(step))(*halves)
+    whole = jax.tree.map(lambda x: x.reshape(8, *x.shape[2:]), got)
+    jax.tree.map(np.testing.assert_array_equal, whole, one_device())
 
 
 def test_exported_for_several_platforms():
