@@ -34,7 +34,7 @@ from jax_sa.draft import DRAFT_FILL as DRAFT_FILL
 from jax_sa.draft import Source as Source
 from jax_sa.pool import Pool, check_pool
 from jax_sa.scan_state import ScanState
-from jax_sa.state import State, check_state
+from jax_sa.state import AnyState, check_state
 
 MAX_DRAFT = 2**16
 """The largest `max_draft`."""
@@ -60,8 +60,8 @@ class Draft:
 
 
 def extend(
-    state: State, tokens: jax.Array, lengths: jax.Array, *, slots: jax.Array | None = None
-) -> State:
+    state: AnyState, tokens: jax.Array, lengths: jax.Array, *, slots: jax.Array | None = None
+) -> AnyState:
     """Appends `tokens[b, :lengths[b]]` to the text of row b's slot.
 
     Args:
@@ -91,7 +91,7 @@ def extend(
 
 
 def lookup(
-    state: State,
+    state: AnyState,
     *,
     max_draft: int,
     slots: jax.Array | None = None,
@@ -150,7 +150,7 @@ def lookup(
 
 
 def extend_lookup(
-    state: State,
+    state: AnyState,
     tokens: jax.Array,
     lengths: jax.Array,
     *,
@@ -164,7 +164,7 @@ def extend_lookup(
     periodic: bool = True,
     pool: Pool | None = None,
     groups: jax.Array | None = None,
-) -> tuple[State, Draft]:
+) -> tuple[AnyState, Draft]:
     """`extend`, then `lookup` of the same rows, in one kernel launch.
 
     Arguments, results and errors are theirs, but for one thing: of rows that name one slot, only
@@ -188,7 +188,7 @@ def extend_lookup(
     return state, Draft(*results)
 
 
-def reset(state: State, slots: jax.Array) -> State:
+def reset(state: AnyState, slots: jax.Array) -> AnyState:
     """Empties slots, their status included: every array of an empty slot is zeros but its seed.
 
     Args:
@@ -204,7 +204,7 @@ def reset(state: State, slots: jax.Array) -> State:
     return state
 
 
-def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
+def copy_slots(state: AnyState, src: jax.Array, dst: jax.Array) -> AnyState:
     """Makes slot `dst[b]` a copy of slot `src[b]`, seed included, as when a request is forked.
 
     Args:
@@ -225,7 +225,7 @@ def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
     return state
 
 
-def insert(state: State, built: State, slot: jax.Array | int) -> State:
+def insert(state: AnyState, built: AnyState, slot: jax.Array | int) -> AnyState:
     """Makes one slot a copy of the only slot of another state, seed and status included.
 
     Args:
@@ -262,7 +262,7 @@ def insert(state: State, built: State, slot: jax.Array | int) -> State:
 
 
 def read_tokens(
-    state: State, starts: jax.Array, *, length: int, slots: jax.Array | None = None
+    state: AnyState, starts: jax.Array, *, length: int, slots: jax.Array | None = None
 ) -> jax.Array:
     """A part of each text, without a copy of the state.
 
@@ -288,7 +288,7 @@ def read_tokens(
     return tokens
 
 
-def validate(state: State) -> jax.Array:
+def validate(state: AnyState) -> jax.Array:
     """Checks that each slot holds the automaton of its text, exactly.
 
     The ops trust the state that they are given: contents that no op left there can make them
@@ -317,7 +317,7 @@ def validate(state: State) -> jax.Array:
     return invalid
 
 
-def _check_text(state: State, tokens: Any, lengths: Any, slots: Any) -> int:
+def _check_text(state: AnyState, tokens: Any, lengths: Any, slots: Any) -> int:
     """The rows of a call."""
     rows = _check_slots(state, slots)
     check_array("tokens", tokens, jnp.int32, (rows, "T"))
@@ -325,7 +325,7 @@ def _check_text(state: State, tokens: Any, lengths: Any, slots: Any) -> int:
     return rows
 
 
-def _check_slots(state: State, slots: Any) -> int:
+def _check_slots(state: AnyState, slots: Any) -> int:
     """The rows of a call."""
     if slots is None:
         return state.num_slots
@@ -391,12 +391,12 @@ def _draft_results(max_draft: int) -> list[Result]:
 def _call(
     op: str,
     operands: Sequence[Argument],
-    state: State,
+    state: AnyState,
     results: Sequence[Result] = (),
     attributes: dict[str, Any] | None = None,
     *,
     updates: bool = False,
-) -> tuple[list[jax.Array], State]:
+) -> tuple[list[jax.Array], AnyState]:
     """The results of an op of the state's index, and the state as it left it."""
     run = scan.call if isinstance(state, ScanState) else call_on_state
     return run(op, operands, state, results, attributes or {}, updates=updates)

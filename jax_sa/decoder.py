@@ -23,8 +23,9 @@ from jax_sa._options import DraftOptions, normalise
 from jax_sa._shard_map import vary, varying_axes
 from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup, reset
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
+from jax_sa.pool import Pool, check_pool
 from jax_sa.sampling import Sampling, check_sampling
-from jax_sa.state import State, check_state
+from jax_sa.state import AnyState, check_state
 from jax_sa.verify import (
     Accepted,
     accept_greedy,
@@ -84,7 +85,7 @@ class Generation:
     """The failures of the row's drafts, seen and expected."""
     cache: Any
     """The model's cache, of every token but the last."""
-    state: State | None
+    state: AnyState | None
     """The automata, of prompts and new tokens; None: no automata."""
     sampling: Sampling | None
     """How tokens are drawn; None: greedily."""
@@ -175,10 +176,12 @@ class Decoder(DraftOptions):
         cache: Any,
         *,
         max_new_tokens: int,
-        state: State | None = None,
+        state: AnyState | None = None,
         limits: jax.Array | None = None,
         sampling: Sampling | None = None,
         costs: jax.Array | None = None,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
     ) -> Generation:
         """Generates from prompts, in one jitted `lax.while_loop`, as decoding without drafts would.
 
@@ -201,6 +204,10 @@ class Decoder(DraftOptions):
           sampling: None: greedy.
           costs: float32[W] the relative cost of a step of each of `widths`, as `calibrate` measures
             them. None: an estimate for the default backend.
+          pool: texts that the automata's drafts may come from too, as in `jax_sa.lookup`. It is
+            only read; `jax_sa.insert_slots(pool, generation.state, slots)` puts what was generated
+            into it afterwards. None: no pool.
+          groups: int32[B] the group of the pool that each row may see. None: group 0.
 
         Returns:
           The generation, every row finished.
@@ -211,8 +218,10 @@ class Decoder(DraftOptions):
         request = _check_request(
             _Request(prompts, prompt_lengths, limits, sampling, max_new_tokens), cache, state
         )
-        generation = self._init(params, request, cache, state)
-        return self._run(params, generation, costs, jnp.asarray(INT32_MAX, jnp.int32))
+        _check_pool(state, pool)
+        generation = self._init(params, request, cache, state, pool, groups)
+        most = jnp.asarray(INT32_MAX, jnp.int32)
+        return self._run(params, generation, costs, most, pool, groups)
 
     def calibrate(
         self,
@@ -222,8 +231,10 @@ class Decoder(DraftOptions):
         cache: Any,
         *,
         max_new_tokens: int,
-        state: State | None = None,
+        state: AnyState | None = None,
         sampling: Sampling | None = None,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Calibration:
         """Measures the cost of a step of each width, on the user's model and device.
@@ -238,7 +249,9 @@ class Decoder(DraftOptions):
           cache: donated.
           max_new_tokens: G, at least 8.
           state: donated; its slots are emptied.
-          sampling: as in `generate`.
+          sampling: as in `generate`, like `pool` and `groups`.
+          pool: only read.
+          groups: int32[B].
           on_progress: called with the number of widths that were measured, and of all.
 
         Raises:
@@ -248,9 +261,10 @@ class Decoder(DraftOptions):
         request = _check_request(
             _Request(prompts, prompt_lengths, None, sampling, max_new_tokens), cache, state
         )
+        _check_pool(state, pool)
         length = jnp.copy(cache.length)
 
-        def buffers(generation: Generation | None) -> tuple[Any, State | None]:
+        def buffers(generation: Generation | None) -> tuple[Any, AnyState | None]:
             if generation is None:
                 return cache, state
             automata = generation.state
@@ -259,11 +273,12 @@ class Decoder(DraftOptions):
             return dataclasses.replace(generation.cache, length=jnp.copy(length)), automata
 
         def restart(generation: Generation | None) -> Generation:
-            return self._init(params, request, *buffers(generation))
+            return self._init(params, request, *buffers(generation), pool, groups)
 
         def advance(generation: Generation, costs: jax.Array, steps: int) -> tuple[Generation, int]:
             before = int(jnp.max(generation.steps))
-            generation = self._run(params, generation, costs, jnp.asarray(steps, jnp.int32))
+            most = jnp.asarray(steps, jnp.int32)
+            generation = self._run(params, generation, costs, most, pool, groups)
             return generation, int(jnp.max(generation.steps)) - before
 
         num_widths = len(self.widths(drafts=state is not None))
@@ -278,9 +293,11 @@ class Decoder(DraftOptions):
         cache: Any,
         *,
         max_new_tokens: int,
-        state: State | None = None,
+        state: AnyState | None = None,
         limits: jax.Array | None = None,
         sampling: Sampling | None = None,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
     ) -> Generation:
         """Reads all tokens of the prompts but the last, and drafts the tokens that follow it.
 
@@ -289,7 +306,8 @@ class Decoder(DraftOptions):
         request = _check_request(
             _Request(prompts, prompt_lengths, limits, sampling, max_new_tokens), cache, state
         )
-        return self._init(params, request, cache, state)
+        _check_pool(state, pool)
+        return self._init(params, request, cache, state, pool, groups)
 
     @functools.partial(jax.jit, static_argnames="self", donate_argnames="generation")
     def _run(
@@ -298,6 +316,8 @@ class Decoder(DraftOptions):
         generation: Generation,
         costs: jax.Array | None,
         max_steps: jax.Array,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
     ) -> Generation:
         """Goes on until every row is done, or for so many steps."""
         costs = self._costs(costs, generation)
@@ -308,12 +328,20 @@ class Decoder(DraftOptions):
 
         def body(carry: tuple[jax.Array, Generation]) -> tuple[jax.Array, Generation]:
             steps, generation = carry
-            return steps + 1, self.step(params, generation, costs)[0]
+            return steps + 1, self.step(params, generation, costs, pool=pool, groups=groups)[0]
 
         return jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), generation))[1]
 
     @functools.partial(jax.jit, static_argnames="self", donate_argnames=("cache", "state"))
-    def _init(self, params: Any, request: _Request, cache: Any, state: State | None) -> Generation:
+    def _init(
+        self,
+        params: Any,
+        request: _Request,
+        cache: Any,
+        state: AnyState | None,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
+    ) -> Generation:
         request, cache, state = _vary_alike(request, cache, state)
         prompts, width = request.prompts, request.prompts.shape[1]
         has_prompt = (request.prompt_lengths >= 1) & (request.prompt_lengths <= width)
@@ -330,7 +358,10 @@ class Decoder(DraftOptions):
         neural = automaton = None
         if state is not None:
             state, automaton = extend_lookup(
-                state, prompts, prompt_lengths, **self.lookup_options()
+                *(state, prompts, prompt_lengths),
+                pool=pool,
+                groups=groups,
+                **self.lookup_options(),
             )
         if self.drafter is not None:
             neural, cache = self.drafter.prefill(params, prompts, before, last, cache)
@@ -353,14 +384,22 @@ class Decoder(DraftOptions):
 
     @functools.partial(jax.jit, static_argnames="self", donate_argnames="generation")
     def step(
-        self, params: Any, generation: Generation, costs: jax.Array | None = None
+        self,
+        params: Any,
+        generation: Generation,
+        costs: jax.Array | None = None,
+        *,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
     ) -> tuple[Generation, Accepted]:
         """Calls the model once, and emits the tokens of the draft that it confirms and one more.
 
         Args:
           params: the model's parameters, a pytree.
           generation: donated.
-          costs: as in `generate`.
+          costs: as in `generate`, like `pool` and `groups`.
+          pool: only read.
+          groups: int32[B].
 
         Returns:
           The generation, and the emitted tokens: at most 1 + K per row, all but the last of them
@@ -380,7 +419,10 @@ class Decoder(DraftOptions):
         state, automaton = generation.state, None
         if state is not None:
             state, automaton = extend_lookup(
-                state, emitted.tokens, emitted.length, **self.lookup_options()
+                *(state, emitted.tokens, emitted.length),
+                pool=pool,
+                groups=groups,
+                **self.lookup_options(),
             )
         lengths = generation.lengths + emitted.length
         finished = generation.finished | stopped | (lengths >= generation.limits)
@@ -493,10 +535,12 @@ def generate(
     cache: Any,
     *,
     max_new_tokens: int,
-    state: State | None = None,
+    state: AnyState | None = None,
     limits: jax.Array | None = None,
     sampling: Sampling | None = None,
     costs: jax.Array | None = None,
+    pool: Pool | None = None,
+    groups: jax.Array | None = None,
     **options: Any,
 ) -> Generation:
     """Generates from prompts: `jax_sa.Decoder(model, **options).generate(params, ...)`.
@@ -514,6 +558,8 @@ def generate(
         limits=limits,
         sampling=sampling,
         costs=costs,
+        pool=pool,
+        groups=groups,
     )
 
 
@@ -548,9 +594,18 @@ def _check_request(request: _Request, cache: Any, state: Any) -> _Request:
     )
 
 
+def _check_pool(state: AnyState | None, pool: Any) -> None:
+    """Raises ValueError or TypeError unless a pool, if there is one, can be looked up."""
+    if pool is None:
+        return
+    check_pool(pool)
+    if state is None:
+        raise ValueError("pool: expected a state, whose texts are looked up in it, got none")
+
+
 def _vary_alike(
-    request: _Request, cache: Any, state: State | None
-) -> tuple[_Request, Any, State | None]:
+    request: _Request, cache: Any, state: AnyState | None
+) -> tuple[_Request, Any, AnyState | None]:
     """Inside shard_map, all arrays of the rows as varying over the mesh axes that one of them does.
 
     The loop needs its results to vary as its arguments do; the model decides about the rest of the

@@ -1,6 +1,5 @@
 """The index that scans: against brute force, against the automaton, by kernels and in plain jnp."""
 
-
 import jax
 import numpy as np
 import pytest

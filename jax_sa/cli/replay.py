@@ -3,19 +3,19 @@
 import argparse
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jax_sa import traces as traces_module
 from jax_sa._checks import check_int
 from jax_sa.cli.devices import start_jax
+from jax_sa.cli.encoder import load_encoder
 from jax_sa.cli.output import json_file, show
 from jax_sa.cli.progress import ProgressBar
 from jax_sa.cli.table import format_table
 from jax_sa.pool import get_pool_size
 from jax_sa.replay import Replayed, replay_traces, summarize
 from jax_sa.state import INDEXES
-from jax_sa.tokenizer import load_tokenizer
 from jax_sa.traces import Trace
 
 
@@ -140,15 +140,7 @@ def _load_traces(path: pathlib.Path | None, tokenizer: pathlib.Path | None) -> l
         if tokenizer is not None:
             raise ValueError("--tokenizer: expected TRACES with text to encode, got none")
         return traces_module.standard_library()
-    return traces_module.load(path, None if tokenizer is None else _encoder(tokenizer))
-
-
-def _encoder(path: pathlib.Path) -> Callable[[str], list[int]]:
-    try:
-        tokenizer = load_tokenizer(path)
-    except ValueError as error:
-        raise ValueError(f"--tokenizer: {error}") from None
-    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+    return traces_module.load(path, load_encoder("--tokenizer", tokenizer))
 
 
 def _as_json(
