@@ -6,6 +6,7 @@
 #include "module.h"
 #include "pool_handlers.h"
 #include "prefill_handlers.h"
+#include "scan_handlers.h"
 #include "seqlens_handlers.h"
 #include "whole_slots_handlers.h"
 
@@ -29,6 +30,7 @@ using CudaAutomaton = AutomatonHandlers<CudaRunner>;
 using CudaPrefill = PrefillHandlers<CudaRunner>;
 using CudaWholeSlots = WholeSlotsHandlers<CudaRunner>;
 using CudaPool = PoolHandlers<CudaRunner>;
+using CudaScan = ScanHandlers<CudaRunner>;
 using CudaSeqlens = SeqlensHandlers<CudaRunner>;
 using CudaFusedCopy = FusedCopyHandlers<CudaRunner>;
 
@@ -50,6 +52,10 @@ XLA_FFI_DEFINE_HANDLER(kCopySlots, CudaWholeSlots::copy_slots, CudaWholeSlots::b
 XLA_FFI_DEFINE_HANDLER(kPoolInsert, CudaPool::insert, CudaPool::bind_insert(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kPoolInsertSlots, CudaPool::insert_slots, CudaPool::bind_insert_slots(),
                        kTraits);
+XLA_FFI_DEFINE_HANDLER(kScanExtend, CudaScan::extend, CudaScan::bind_extend(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kScanLookup, CudaScan::lookup, CudaScan::bind_lookup(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kScanExtendLookup, CudaScan::extend_lookup, CudaScan::bind_extend_lookup(),
+                       kTraits);
 XLA_FFI_DEFINE_HANDLER(kExpandSeqlens, CudaSeqlens::expand, CudaSeqlens::bind_expand(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kFusedCopy, CudaFusedCopy::copy, CudaFusedCopy::bind_copy(), kTraits);
 
@@ -65,6 +71,9 @@ PYBIND11_MODULE(_cuda, module) {
                          {"copy_slots", kCopySlots},
                          {"pool_insert", kPoolInsert},
                          {"pool_insert_slots", kPoolInsertSlots},
+                         {"scan_extend", kScanExtend},
+                         {"scan_lookup", kScanLookup},
+                         {"scan_extend_lookup", kScanExtendLookup},
                          {"expand_seqlens", kExpandSeqlens},
                          {"fused_copy", kFusedCopy}});
 }

@@ -8,6 +8,7 @@
 #include "pool_insert.h"
 #include "prefill.h"
 #include "rows.h"
+#include "scan.h"
 #include "seqlens.h"
 #include "validate.h"
 #include "whole_slots.h"
@@ -25,6 +26,7 @@ cudaError_t launch(const Insert& op, cudaStream_t stream);
 cudaError_t launch(const CopySlots& op, cudaStream_t stream);
 cudaError_t launch(const PoolInsert<BlockTexts>& op, cudaStream_t stream);
 cudaError_t launch(const PoolInsert<SlotTexts>& op, cudaStream_t stream);
+cudaError_t launch(const Scan& op, cudaStream_t stream);
 cudaError_t launch(const ExpandSeqlens& op, cudaStream_t stream);
 cudaError_t launch(const FusedCopy& op, cudaStream_t stream);
 

@@ -50,7 +50,7 @@ from jax_sa.packing import pack
 from jax_sa.pool import Pool, check_pool
 from jax_sa.sampling import Sampling, check_sampling, spread
 from jax_sa.seqlens import expand_seqlens
-from jax_sa.state import State, check_state
+from jax_sa.state import AnyState, check_state
 from jax_sa.verify import Accepted, accept_greedy, accept_sampled, cut_at_stop, last_token
 
 WIDTHS = (1.0, 1.5, 2.0, 3.0, 5.0, 9.0, 17.0, 33.0)
@@ -162,7 +162,7 @@ class PackedDecoder(DraftOptions):
         *,
         rows: int,
         max_prompt: int,
-        state: State | None = None,
+        state: AnyState | None = None,
         sampling: Sampling | None = None,
         pool: Pool | None = None,
     ) -> Rows:
@@ -191,7 +191,7 @@ class PackedDecoder(DraftOptions):
     def _idle_rows(
         self,
         cache: Any,
-        state: State | None,
+        state: AnyState | None,
         sampling: Sampling | None,
         prompts: jax.Array,
         request: jax.Array,
@@ -217,7 +217,7 @@ class PackedDecoder(DraftOptions):
         *,
         rows: int,
         max_new_tokens: int,
-        state: State | None = None,
+        state: AnyState | None = None,
         limits: jax.Array | None = None,
         sampling: Sampling | None = None,
         costs: jax.Array | None = None,
@@ -300,7 +300,7 @@ class PackedDecoder(DraftOptions):
         *,
         rows: int,
         max_new_tokens: int,
-        state: State | None = None,
+        state: AnyState | None = None,
         sampling: Sampling | None = None,
         pool: Pool | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -432,7 +432,7 @@ class PackedDecoder(DraftOptions):
         """
         return self._step(params, rows, self._costs(costs, rows.limits.size, rows.state))
 
-    def _costs(self, costs: Any, rows: int, state: State | None) -> jax.Array:
+    def _costs(self, costs: Any, rows: int, state: AnyState | None) -> jax.Array:
         """The costs given, checked, or else an estimate."""
         widths = self.widths(rows, drafts=state is not None)
         if costs is None:
@@ -528,7 +528,7 @@ class PackedDecoder(DraftOptions):
 
     def _draft(
         self, rows: Rows, prompt_counts: jax.Array, accepted: Accepted, left: jax.Array
-    ) -> tuple[State | None, Draft]:
+    ) -> tuple[AnyState | None, Draft]:
         """Appends the prompt tokens that were read and the tokens that were emitted; drafts.
 
         A draft has at most `left - 1` tokens: a step emits one more.
@@ -602,7 +602,7 @@ def _check_buffers(cache: Any, state: Any, rows: int) -> None:
         raise ValueError(f"cache.block_table: expected {rows + 1} slots, got {slots}")
 
 
-def _check_pool(state: State | None, pool: Any, groups: Any, count: int) -> None:
+def _check_pool(state: AnyState | None, pool: Any, groups: Any, count: int) -> None:
     """Raises ValueError or TypeError unless a pool, if there is one, serves `count` prompts."""
     if pool is not None:
         check_pool(pool)

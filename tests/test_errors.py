@@ -54,7 +54,7 @@ TEXT_ERRORS = [
     ({"slots": LENGTHS[None]}, ValueError, r"slots: expected int32\[B,\], got int32\[1, 2\]"),
     ({"slots": jnp.zeros(3, jnp.int32)}, ValueError, r"tokens: expected int32\[3, T\], got"),
     ({"slots": jnp.zeros(2, "int8")}, TypeError, "slots: expected int32.*got int8"),
-    ({"state": {}}, TypeError, "state: expected a jax_sa.State, got dict"),
+    ({"state": {}}, TypeError, "state: expected a jax_sa.State or ScanState, got dict"),
 ]
 
 LOOKUP_ERRORS = [
@@ -131,7 +131,7 @@ def test_errors_come_while_tracing(state):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"built": {}}, TypeError, "state: expected a jax_sa.State, got dict"),
+        ({"built": {}}, TypeError, "state: expected a jax_sa.State or ScanState, got dict"),
         ({"built": jax_sa.init(2, 8)}, ValueError, "built: expected one slot .*8, got 2 of 8"),
         ({"built": jax_sa.init(1, 9)}, ValueError, "built: expected one slot .*8, got 1 of 9"),
         ({"slot": 2}, ValueError, r"slot: expected an int in \[0, 1\], got 2"),

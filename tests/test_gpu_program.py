@@ -30,6 +30,7 @@ from programs import (
     compile_pool_program,
     compile_program,
     compile_prompt,
+    housekeeping,
     prompt_workspace,
     scan,
     while_loop,
@@ -67,15 +68,22 @@ def two_h100():
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-def test_in_place(h100, program):
-    assert_in_place(compile_program(program, h100))
+@pytest.mark.parametrize("index", ["automaton", "scan"])
+def test_in_place(h100, program, index):
+    assert_in_place(compile_program(program, h100, index), index)
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-def test_captured(h100, program, tmp_path):
+@pytest.mark.parametrize("index", ["automaton", "scan"])
+def test_captured(h100, program, index, tmp_path):
     """Every custom call sits inside a command buffer, which becomes a CUDA graph."""
-    compile_program(program, h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
-    assert_captured(tmp_path)
+    compile_program(program, h100, index, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
+    calls = captured_calls(tmp_path)
+    assert calls == {True} or (index == "scan" and program is housekeeping and not calls)
+
+
+def test_insert_of_a_scan_in_place(h100):
+    assert_in_place(compile_insert(h100, "scan"), "scan")
 
 
 @pytest.mark.parametrize("program", POOL_PROGRAMS, ids=lambda program: program.__name__)
@@ -95,7 +103,7 @@ def test_long_rows_in_place_and_captured(h100, tmp_path):
     compiled = compile_prompt(h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
     workspace = prompt_workspace()
     assert workspace < 112 * _prefill.capacity(SLOTS, PROMPT, CAPACITY) + 2**19
-    assert_in_place(compiled, workspace)
+    assert_in_place(compiled, workspace=workspace)
     assert "jax_sa_prefill" in compiled.as_text()
     assert_captured(tmp_path)
 
@@ -139,8 +147,12 @@ def test_split_over_two(two_h100, program, tmp_path):
 
 
 def assert_captured(dumps):
+    assert captured_calls(dumps) == {True}
+
+
+def captured_calls(dumps):
     (dump,) = dumps.glob("*thunk_sequence_after_thunk_passes.txt")
-    assert set(custom_calls_captured(dump.read_text())) == {True}
+    return set(custom_calls_captured(dump.read_text()))
 
 
 def custom_calls_captured(thunks):
