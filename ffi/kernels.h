@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "draft_tree.h"
 #include "fused_copy.h"
 #include "pool_insert.h"
 #include "prefill.h"
@@ -19,6 +20,8 @@ cudaError_t launch(const Extend& op, cudaStream_t stream);
 cudaError_t launch(const Lookup& op, cudaStream_t stream);
 cudaError_t launch(const ExtendLookup& op, cudaStream_t stream);
 cudaError_t launch(const Prefill& op, cudaStream_t stream);
+cudaError_t launch(const LookupTree& op, cudaStream_t stream);
+cudaError_t launch(const ExtendLookupTree& op, cudaStream_t stream);
 cudaError_t launch(const ReadTokens& op, cudaStream_t stream);
 cudaError_t launch(const Validate& op, cudaStream_t stream);
 cudaError_t launch(const Reset& op, cudaStream_t stream);

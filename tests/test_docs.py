@@ -108,6 +108,10 @@ def test_examples_of_speed():
     assert names["done"].tokens.tolist() == [toy_model.greedy(prompts[0], 8)] * 5
 
 
+def test_examples_of_trees():
+    run("trees.md", {"jax_sa": jax_sa, "jnp": jnp})
+
+
 def test_examples_of_state(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run("state.md", {"jax_sa": jax_sa, "jnp": jnp, "secrets": secrets})

@@ -49,6 +49,27 @@ def while_loop(state, targets):
     return jax.lax.while_loop(unfinished, body, (state, jax_sa.lookup(state, max_draft=MAX_DRAFT)))
 
 
+def tree_step(state, targets):
+    tree = jax_sa.lookup_tree(state, max_nodes=MAX_DRAFT)
+    accepted, _ = jax_sa.accept_tree_greedy(tree, targets)
+    return jax_sa.extend(state, accepted.tokens, accepted.length)
+
+
+def tree_loop(state, targets):
+    def body(carry):
+        state, tree = carry
+        accepted, _ = jax_sa.accept_tree_greedy(tree, targets)
+        return jax_sa.extend_lookup_tree(
+            state, accepted.tokens, accepted.length, max_nodes=MAX_DRAFT
+        )
+
+    def unfinished(carry):
+        return jnp.any(carry[0].length < CAPACITY // 2)
+
+    tree = jax_sa.lookup_tree(state, max_nodes=MAX_DRAFT)
+    return jax.lax.while_loop(unfinished, body, (state, tree))
+
+
 def one_slot(state, targets):
     return jax_sa.extend(
         state, targets[:1], jnp.full(1, 3, jnp.int32), slots=jnp.full(1, 5, jnp.int32)
@@ -73,6 +94,8 @@ PROGRAMS = [
     fori_loop,
     scan,
     while_loop,
+    tree_step,
+    tree_loop,
     one_slot,
     housekeeping,
     reading,
