@@ -7,6 +7,8 @@
 #include "pool_handlers.h"
 #include "pool_insert_host.h"
 #include "rows_host.h"
+#include "scan_handlers.h"
+#include "scan_host.h"
 #include "seqlens_handlers.h"
 #include "seqlens_host.h"
 #include "whole_slots_handlers.h"
@@ -31,6 +33,7 @@ using CpuAutomaton = AutomatonHandlers<CpuRunner>;
 using CpuDraftTree = DraftTreeHandlers<CpuRunner>;
 using CpuWholeSlots = WholeSlotsHandlers<CpuRunner>;
 using CpuPool = PoolHandlers<CpuRunner>;
+using CpuScan = ScanHandlers<CpuRunner>;
 using CpuSeqlens = SeqlensHandlers<CpuRunner>;
 using CpuFusedCopy = FusedCopyHandlers<CpuRunner>;
 
@@ -48,6 +51,9 @@ XLA_FFI_DEFINE_HANDLER(kInsert, CpuWholeSlots::insert, CpuWholeSlots::bind_inser
 XLA_FFI_DEFINE_HANDLER(kCopySlots, CpuWholeSlots::copy_slots, CpuWholeSlots::bind_copy_slots());
 XLA_FFI_DEFINE_HANDLER(kPoolInsert, CpuPool::insert, CpuPool::bind_insert());
 XLA_FFI_DEFINE_HANDLER(kPoolInsertSlots, CpuPool::insert_slots, CpuPool::bind_insert_slots());
+XLA_FFI_DEFINE_HANDLER(kScanExtend, CpuScan::extend, CpuScan::bind_extend());
+XLA_FFI_DEFINE_HANDLER(kScanLookup, CpuScan::lookup, CpuScan::bind_lookup());
+XLA_FFI_DEFINE_HANDLER(kScanExtendLookup, CpuScan::extend_lookup, CpuScan::bind_extend_lookup());
 XLA_FFI_DEFINE_HANDLER(kExpandSeqlens, CpuSeqlens::expand, CpuSeqlens::bind_expand());
 XLA_FFI_DEFINE_HANDLER(kFusedCopy, CpuFusedCopy::copy, CpuFusedCopy::bind_copy());
 
@@ -64,6 +70,9 @@ PYBIND11_MODULE(_cpu, module) {
                          {"copy_slots", kCopySlots},
                          {"pool_insert", kPoolInsert},
                          {"pool_insert_slots", kPoolInsertSlots},
+                         {"scan_extend", kScanExtend},
+                         {"scan_lookup", kScanLookup},
+                         {"scan_extend_lookup", kScanExtendLookup},
                          {"expand_seqlens", kExpandSeqlens},
                          {"fused_copy", kFusedCopy}});
 }

@@ -60,6 +60,7 @@ from jax_sa.pool_insert import insert_slots as insert_slots
 from jax_sa.replay_metadata import ReplayMetadata as ReplayMetadata
 from jax_sa.replay_metadata import copy_replay_metadata as copy_replay_metadata
 from jax_sa.sampling import Sampling as Sampling
+from jax_sa.scan_state import ScanState as ScanState
 from jax_sa.seqlens import ExpandedSeqlens as ExpandedSeqlens
 from jax_sa.seqlens import expand_seqlens as expand_seqlens
 from jax_sa.state import Invalid as Invalid
@@ -77,4 +78,4 @@ from jax_sa.verify import merge_drafts as merge_drafts
 from jax_sa.verify_tree import accept_tree_greedy as accept_tree_greedy
 from jax_sa.verify_tree import accept_tree_sampled as accept_tree_sampled
 
-_targets.require_cpu()
+_targets.platforms()

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_sa import _prefill
 from jax_sa._targets import target_name
 
 ROW_AXIS = "rows"
@@ -133,6 +134,7 @@ def run_here(target: Target, *operands: jax.Array) -> list[jax.Array]:
         next(rest) if operand.is_given else jnp.zeros((0,) * operand.rank, jnp.int32)
         for operand in target.operands
     ]
+    values = _prefill.run(target.op, values)
     types = [
         jax.typeof(values[result])
         if isinstance(result, int)
@@ -166,7 +168,8 @@ def _result_type(
     like = jax.typeof(operands[0])
     axis = result.role.axis
     spec: list[Any] = [] if axis is None else [None]
-    if axis == target.table or (axis == ROW_AXIS and target.rows_are_entries):
+    follows = axis == target.table or (axis == ROW_AXIS and target.rows_are_entries)
+    if axis is not None and follows:
         index = [operand.role.axis for operand in target.given].index(target.table)
         first = jax.typeof(operands[index]).sharding.spec[:1]
         spec = [*first, None][:1] if not result.role.vmapped else [None]

@@ -26,7 +26,7 @@ from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
 from jax_sa.draft_tree import MAX_NODES, DraftTree, extend_lookup_tree
 from jax_sa.pool import Pool, check_pool
 from jax_sa.sampling import Sampling, check_sampling
-from jax_sa.state import State, check_state
+from jax_sa.state import AnyState, check_state
 from jax_sa.tree_block import tree_block
 from jax_sa.verify import (
     Accepted,
@@ -88,7 +88,7 @@ class Generation:
     """The failures of the row's drafts, seen and expected."""
     cache: Any
     """The model's cache, of every token but the last."""
-    state: State | None
+    state: AnyState | None
     """The automata, of prompts and new tokens; None: no automata."""
     sampling: Sampling | None
     """How tokens are drawn; None: greedily."""
@@ -197,7 +197,7 @@ class Decoder(DraftOptions):
         cache: Any,
         *,
         max_new_tokens: int,
-        state: State | None = None,
+        state: AnyState | None = None,
         limits: jax.Array | None = None,
         sampling: Sampling | None = None,
         costs: jax.Array | None = None,
@@ -252,7 +252,7 @@ class Decoder(DraftOptions):
         cache: Any,
         *,
         max_new_tokens: int,
-        state: State | None = None,
+        state: AnyState | None = None,
         sampling: Sampling | None = None,
         pool: Pool | None = None,
         groups: jax.Array | None = None,
@@ -285,7 +285,7 @@ class Decoder(DraftOptions):
         _check_pool(state, pool)
         length = jnp.copy(cache.length)
 
-        def buffers(generation: Generation | None) -> tuple[Any, State | None]:
+        def buffers(generation: Generation | None) -> tuple[Any, AnyState | None]:
             if generation is None:
                 return cache, state
             automata = generation.state
@@ -314,7 +314,7 @@ class Decoder(DraftOptions):
         cache: Any,
         *,
         max_new_tokens: int,
-        state: State | None = None,
+        state: AnyState | None = None,
         limits: jax.Array | None = None,
         sampling: Sampling | None = None,
         pool: Pool | None = None,
@@ -359,7 +359,7 @@ class Decoder(DraftOptions):
         params: Any,
         request: _Request,
         cache: Any,
-        state: State | None,
+        state: AnyState | None,
         pool: Pool | None = None,
         groups: jax.Array | None = None,
     ) -> Generation:
@@ -566,13 +566,13 @@ class Decoder(DraftOptions):
 
     def _draft(
         self,
-        state: State | None,
+        state: AnyState | None,
         tokens: jax.Array,
         lengths: jax.Array,
         neural: jax.Array | None,
         left: jax.Array,
         **seen: Any,
-    ) -> tuple[State | None, Draft | DraftTree]:
+    ) -> tuple[AnyState | None, Draft | DraftTree]:
         """Appends tokens [B, T], and drafts from all sources there are what follows.
 
         A draft, or a path in a tree, has at most `left - 1` tokens: a step emits one more. `seen`
@@ -608,7 +608,7 @@ def generate(
     cache: Any,
     *,
     max_new_tokens: int,
-    state: State | None = None,
+    state: AnyState | None = None,
     limits: jax.Array | None = None,
     sampling: Sampling | None = None,
     costs: jax.Array | None = None,
@@ -667,7 +667,7 @@ def _check_request(request: _Request, cache: Any, state: Any) -> _Request:
     )
 
 
-def _check_pool(state: State | None, pool: Any) -> None:
+def _check_pool(state: AnyState | None, pool: Any) -> None:
     """Raises ValueError or TypeError unless a pool, if there is one, can be looked up."""
     if pool is None:
         return
@@ -677,8 +677,8 @@ def _check_pool(state: State | None, pool: Any) -> None:
 
 
 def _vary_alike(
-    request: _Request, cache: Any, state: State | None
-) -> tuple[_Request, Any, State | None]:
+    request: _Request, cache: Any, state: AnyState | None
+) -> tuple[_Request, Any, AnyState | None]:
     """Inside shard_map, all arrays of the rows as varying over the mesh axes that one of them does.
 
     The loop needs its results to vary as its arguments do; the model decides about the rest of the

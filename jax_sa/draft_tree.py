@@ -111,7 +111,7 @@ def lookup_tree(
     Raises:
       ValueError, TypeError: at trace time, naming the argument.
     """
-    check_state(state)
+    _check_automata(state)
     attributes = check_lookup_tree(
         *(max_nodes, max_draft, min_match, max_match, occurrence, draft_factor, periodic, threshold)
     )
@@ -151,7 +151,7 @@ def extend_lookup_tree(
     Arguments, results and errors are theirs, but for one thing: of rows that name one slot, only
     the first drafts.
     """
-    check_state(state)
+    _check_automata(state)
     attributes = check_lookup_tree(
         *(max_nodes, max_draft, min_match, max_match, occurrence, draft_factor, periodic, threshold)
     )
@@ -168,6 +168,15 @@ def extend_lookup_tree(
     drafted = _tree_results(max_nodes)
     results, state = _call("extend_lookup_tree", operands, state, drafted, attributes, updates=True)
     return state, DraftTree(*results)
+
+
+def _check_automata(state: Any) -> None:
+    check_state(state)
+    if not isinstance(state, State):
+        raise TypeError(
+            "state: expected a jax_sa.State, whose window has several matches to draft from, "
+            f"got {type(state).__name__}"
+        )
 
 
 def check_lookup_tree(

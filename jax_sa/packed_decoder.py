@@ -53,7 +53,7 @@ from jax_sa.packing import pack
 from jax_sa.pool import Pool, check_pool
 from jax_sa.sampling import Sampling, check_sampling, spread
 from jax_sa.seqlens import expand_seqlens
-from jax_sa.state import State, check_state
+from jax_sa.state import AnyState, check_state
 from jax_sa.tree_block import packed_tree_block
 from jax_sa.verify import Accepted, accept_greedy, accept_sampled, cut_at_stop, last_token
 from jax_sa.verify_tree import accept_tree_greedy, accept_tree_sampled
@@ -181,7 +181,7 @@ class PackedDecoder(DraftOptions):
         *,
         rows: int,
         max_prompt: int,
-        state: State | None = None,
+        state: AnyState | None = None,
         sampling: Sampling | None = None,
         pool: Pool | None = None,
     ) -> Rows:
@@ -210,7 +210,7 @@ class PackedDecoder(DraftOptions):
     def _idle_rows(
         self,
         cache: Any,
-        state: State | None,
+        state: AnyState | None,
         sampling: Sampling | None,
         prompts: jax.Array,
         request: jax.Array,
@@ -238,7 +238,7 @@ class PackedDecoder(DraftOptions):
         *,
         rows: int,
         max_new_tokens: int,
-        state: State | None = None,
+        state: AnyState | None = None,
         limits: jax.Array | None = None,
         sampling: Sampling | None = None,
         costs: jax.Array | None = None,
@@ -321,8 +321,9 @@ class PackedDecoder(DraftOptions):
         *,
         rows: int,
         max_new_tokens: int,
-        state: State | None = None,
+        state: AnyState | None = None,
         sampling: Sampling | None = None,
+        pool: Pool | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Calibration:
         """Measures the cost of a step of each width, on the user's model and device.
@@ -340,6 +341,7 @@ class PackedDecoder(DraftOptions):
           max_new_tokens: G, at least 8.
           state: donated.
           sampling: as in `generate`.
+          pool: as in `generate`; left as it is. An empty one of its size is used, and let go of.
           on_progress: called with the number of widths that were measured, and of all.
 
         Raises:
@@ -353,17 +355,22 @@ class PackedDecoder(DraftOptions):
         limits = jnp.full(count, max_new_tokens, jnp.int32)
         estimate = self._costs(None, rows, state)
         _check_buffers(cache, state, rows)
+        _check_pool(state, pool, None, count)
         capacity = row_capacity(cache)
         _check_requests(capacity, width, prompt_lengths, limits)
-        used = jnp.where(jnp.arange(count) < rows, prompt_lengths, 0)
-        used = jnp.minimum(used, CALIBRATION_PROMPT)
-        waiting = make_queue(used, limits, capacity=capacity, max_prompt=width)
+        lengths = jnp.where(jnp.arange(count) < rows, prompt_lengths, 0)
+        lengths = jnp.minimum(lengths, CALIBRATION_PROMPT)
+        waiting = make_queue(lengths, limits, capacity=capacity, max_prompt=width)
         one = jnp.ones((), jnp.int32)
 
         def restart(work: Work | None) -> Work:
             """Work of which some row decodes, if any can, none reads, and no further one begins."""
-            buffers = (cache, state) if work is None else (work.rows.cache, work.rows.state)
-            idle = self._idle_rows(*buffers, sampling, prompts, jnp.zeros(rows, jnp.int32))
+            if work is None:
+                *buffers, texts = cache, state, jax.tree.map(jnp.zeros_like, pool)
+            else:
+                *buffers, texts = work.rows.cache, work.rows.state, work.rows.pool
+            first = jnp.zeros(rows, jnp.int32)
+            idle = self._idle_rows(*buffers, sampling, prompts, first, texts)
             work, queue = begin(idle, waiting, max_new_tokens)
             while not _decodes(work.rows) and unfinished(work, queue):
                 work = self._run(params, queue, work, estimate, one)
@@ -446,7 +453,7 @@ class PackedDecoder(DraftOptions):
         """
         return self._step(params, rows, self._costs(costs, rows.limits.size, rows.state))
 
-    def _costs(self, costs: Any, rows: int, state: State | None) -> jax.Array:
+    def _costs(self, costs: Any, rows: int, state: AnyState | None) -> jax.Array:
         """The costs given, checked, or else an estimate."""
         widths = self.widths(rows, drafts=state is not None)
         if costs is None:
@@ -573,7 +580,7 @@ class PackedDecoder(DraftOptions):
 
     def _draft(
         self, rows: Rows, prompt_counts: jax.Array, accepted: Accepted, left: jax.Array
-    ) -> tuple[State | None, Draft | DraftTree]:
+    ) -> tuple[AnyState | None, Draft | DraftTree]:
         """Appends the prompt tokens that were read and the tokens that were emitted; drafts.
 
         A draft has at most `left - 1` tokens: a step emits one more.
@@ -650,7 +657,7 @@ def _check_buffers(cache: Any, state: Any, rows: int) -> None:
         raise ValueError(f"cache.block_table: expected {rows + 1} slots, got {slots}")
 
 
-def _check_pool(state: State | None, pool: Any, groups: Any, count: int) -> None:
+def _check_pool(state: AnyState | None, pool: Any, groups: Any, count: int) -> None:
     """Raises ValueError or TypeError unless a pool, if there is one, serves `count` prompts."""
     if pool is not None:
         check_pool(pool)

@@ -20,7 +20,7 @@ from jax_sa.draft_tree import DraftTree, is_node
 from jax_sa.pool import Pool
 from jax_sa.pool_insert import insert_slots
 from jax_sa.sampling import Sampling
-from jax_sa.state import State
+from jax_sa.state import AnyState
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +48,7 @@ class Rows:
     """The failures of the row's drafts, seen and expected."""
     cache: Any
     """The model's."""
-    state: State | None
+    state: AnyState | None
     """The automata, of prompts and new tokens; None: no drafts."""
     sampling: Sampling | None
     """How tokens are drawn, with one number for all or N of them; None: greedily."""
@@ -110,7 +110,7 @@ class Plan:
 @functools.partial(jax.jit, donate_argnames=("cache", "state", "pool"))
 def idle_rows(
     cache: Any,
-    state: State | None,
+    state: AnyState | None,
     sampling: Sampling | None,
     prompts: jax.Array,
     request: jax.Array,
@@ -289,7 +289,7 @@ def admit(rows: Rows, prompt_lengths: jax.Array, limits: jax.Array) -> tuple[Row
 
 
 def insert_texts(
-    rows: Rows, state: State, finished: jax.Array, *, responses_only: bool
+    rows: Rows, state: AnyState, finished: jax.Array, *, responses_only: bool
 ) -> Pool | None:
     """The pool with the texts, or responses, of rows that ended with a step.
 

@@ -15,7 +15,7 @@ from jax_sa.automaton import Source, extend, lookup, reset
 from jax_sa.draft_tree import check_lookup_tree, lookup_tree
 from jax_sa.pool import Pool, init_pool
 from jax_sa.pool_insert import insert_slots
-from jax_sa.state import State, init
+from jax_sa.state import AnyState, init
 from jax_sa.traces import Trace
 from jax_sa.verify import Accepted, accept_greedy
 from jax_sa.verify_tree import accept_tree_greedy
@@ -52,7 +52,7 @@ class Replayed(Counts):
 class _Work:
     """Traces side by side in `S` slots of at most N tokens; drafts have at most K."""
 
-    state: State
+    state: AnyState
     """The texts as far as they have been replayed."""
     texts: jax.Array
     """int32[S, N + 1 + K], of which the first N hold the whole texts."""
@@ -154,6 +154,7 @@ def replay_traces(
     traces: Sequence[Trace],
     *,
     num_slots: int = 8,
+    index: str = "automaton",
     pool_capacity: int | None = None,
     pool_responses_only: bool = False,
     max_nodes: int | None = None,
@@ -165,6 +166,7 @@ def replay_traces(
     Args:
       traces: at least one.
       num_slots: traces side by side. With a pool, 1 replays strictly one after the other.
+      index: what finds matches, as in `jax_sa.init`; a scan without a pool.
       pool_capacity: the tokens of a pool (`jax_sa.init_pool`) that is empty at first, into which
         each text goes as it ends, and from which all others draft. None: no pool.
       pool_responses_only: prompts stay out of the pool.
@@ -191,7 +193,7 @@ def replay_traces(
     pool = None if pool_capacity is None else init_pool(pool_capacity)
     width = capacity + 1 + options["max_draft"]
     work = _Work(
-        state=init(num_slots, capacity),
+        state=init(num_slots, capacity, index=index),
         texts=jnp.zeros((num_slots, width), jnp.int32),
         lengths=jnp.zeros(num_slots, jnp.int32),
         prompt_lengths=jnp.zeros(num_slots, jnp.int32),

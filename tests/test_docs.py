@@ -121,3 +121,8 @@ def test_examples_of_state(tmp_path, monkeypatch):
 def test_examples_of_pool():
     names = run("pool.md", {"jax_sa": jax_sa, "jnp": jnp})
     assert names["pool"].head.tolist() == [11 + 3 + 3]
+
+
+def test_examples_of_sharding():
+    names = run("sharding.md", {})
+    assert names["state"].length.tolist() == [4] * names["slots"]

@@ -17,7 +17,17 @@ from jax_sa import _targets
 from jax_sa.cli import info
 
 PUBLIC = {
-    *("State", "Status", "Invalid", "init", "get_state_size", "save", "load", "validate"),
+    *(
+        "State",
+        "ScanState",
+        "Status",
+        "Invalid",
+        "init",
+        "get_state_size",
+        "save",
+        "load",
+        "validate",
+    ),
     *("extend", "lookup", "extend_lookup", "reset", "copy_slots", "Draft", "DRAFT_FILL"),
     *("read_tokens", "build_on_host", "insert"),
     *("Pool", "init_pool", "get_pool_size", "insert_slots", "Source"),
@@ -62,7 +72,7 @@ def test_works_from_within_the_checkout():
 OPS = {
     *("extend", "lookup", "extend_lookup", "reset", "copy_slots"),
     *("validate", "read_tokens", "insert", "pool_insert", "pool_insert_slots"),
-    *("validate", "read_tokens", "insert"),
+    *("scan_extend", "scan_lookup", "scan_extend_lookup"),
     *("lookup_tree", "extend_lookup_tree"),
 }
 

@@ -16,6 +16,7 @@ from jax_sa.cli.table import format_table
 from jax_sa.draft_tree import MAX_NODES
 from jax_sa.pool import get_pool_size
 from jax_sa.replay import Replayed, replay_traces, summarize
+from jax_sa.state import INDEXES
 from jax_sa.traces import Trace
 
 
@@ -59,6 +60,12 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--no-periodic", action="store_true", help="stop a draft at the end of the text"
+    )
+    parser.add_argument(
+        "--index",
+        choices=INDEXES,
+        default="automaton",
+        help="what finds matches: an automaton, a scan of the text, or what suits (automaton)",
     )
     parser.add_argument(
         "--slots",
@@ -119,9 +126,11 @@ def run(args: argparse.Namespace) -> int:
         traces = _load_traces(args.traces, args.tokenizer)[:limit]
         start_jax()
         bar = ProgressBar(len(traces), "texts")
-        results = replay_traces(traces, num_slots=num_slots, on_progress=bar.advance, **options)
+        results = replay_traces(
+            traces, num_slots=num_slots, index=args.index, on_progress=bar.advance, **options
+        )
         rows = summarize(results)
-        write_json(_as_json(options, results, rows))
+        write_json(_as_json(options | {"index": args.index}, results, rows))
     titles = [name.replace("_", " ") for name in rows[0]]
     show(format_table(titles, [list(row.values()) for row in rows]))
     return 0

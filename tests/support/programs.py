@@ -1,14 +1,16 @@
 """Programs as users write them, and what XLA made of them."""
 
 import functools
+import math
 
 import copies
 import jax
 import jax.numpy as jnp
 
 import jax_sa
+from jax_sa import _prefill
 
-SLOTS, CAPACITY, MAX_DRAFT, STEPS = 64, 32_768, 8, 100
+SLOTS, CAPACITY, MAX_DRAFT, STEPS, PROMPT = 64, 32_768, 8, 100, 1024
 POOL_CAPACITY = 2**20
 
 
@@ -132,26 +134,46 @@ def pool_while_loop(carry, targets):
 POOL_PROGRAMS = [pool_step, fused_pool_step, pool_scan, pool_while_loop]
 
 
-def compile_program(program, sharding=None, **options):
+def compile_program(program, sharding=None, index="automaton", **options):
     """Compiles `program(state, targets)` with the state donated, from shapes alone."""
     targets = jax.ShapeDtypeStruct((SLOTS, 1 + MAX_DRAFT), jnp.int32)
-    return _compile(program, (_state(SLOTS), targets), sharding, options)
+    return _compile(program, (_state(SLOTS, index), targets), sharding, options)
 
 
 def compile_pool_program(program, sharding=None, **options):
     """Compiles `program((state, pool), targets)` likewise, the pool donated too."""
     targets = jax.ShapeDtypeStruct((SLOTS, 1 + MAX_DRAFT), jnp.int32)
-    return _compile(program, ((_state(SLOTS), _pool()), targets), sharding, options)
+    return _compile(program, ((_state(SLOTS, "automaton"), _pool()), targets), sharding, options)
 
 
-def compile_insert(sharding=None, **options):
+def prompt(state, tokens, lengths):
+    """Long rows, which CUDA may build in parallel."""
+    return jax_sa.extend_lookup(state, tokens, lengths, max_draft=MAX_DRAFT)
+
+
+def prompt_workspace():
+    """Bytes that CUDA builds the texts of `prompt` in."""
+    shapes = _prefill.workspace_shapes(SLOTS, PROMPT, CAPACITY)
+    return 4 * sum(math.prod(shape) for shape in shapes)
+
+
+def compile_prompt(sharding=None, **options):
+    """Compiles `prompt` likewise."""
+    tokens = jax.ShapeDtypeStruct((SLOTS, PROMPT), jnp.int32)
+    lengths = jax.ShapeDtypeStruct((SLOTS,), jnp.int32)
+    return _compile(prompt, (_state(SLOTS, "automaton"), tokens, lengths), sharding, options)
+
+
+def compile_insert(sharding=None, index="automaton", **options):
     """Compiles `insert(state, built, slot)` likewise."""
     slot = jax.ShapeDtypeStruct((), jnp.int32)
-    return _compile(jax_sa.insert, (_state(SLOTS), _state(1), slot), sharding, options)
+    return _compile(
+        jax_sa.insert, (_state(SLOTS, index), _state(1, index), slot), sharding, options
+    )
 
 
-def _state(num_slots):
-    return jax.eval_shape(functools.partial(jax_sa.init, num_slots, CAPACITY))
+def _state(num_slots, index):
+    return jax.eval_shape(functools.partial(jax_sa.init, num_slots, CAPACITY, index=index))
 
 
 def _pool():
@@ -166,14 +188,20 @@ def _compile(program, arguments, sharding, options):
     return lowered.compile(compiler_options=options)
 
 
-def assert_in_place(compiled):
-    """No leaf of a slot is copied: nothing as large as an eighth of a slot."""
-    state = jax.eval_shape(functools.partial(jax_sa.init, SLOTS, CAPACITY))
-    eighth = jax_sa.get_state_size(CAPACITY) // 8
-    copies.assert_in_place(compiled, state, smallest=eighth, room=eighth)
+def assert_in_place(compiled, index="automaton", workspace=0):
+    """No leaf of a slot is copied: nothing as large as an eighth of a slot.
+
+    A scan's whole slots are moved by XLA, which holds those that a call names for a moment.
+    `workspace`: bytes that the ops themselves may take.
+    """
+    eighth = jax_sa.get_state_size(CAPACITY, index=index) // 8
+    room = workspace + (eighth if index == "automaton" else 64 * eighth)
+    copies.assert_in_place(compiled, _state(SLOTS, index), smallest=eighth, room=room)
 
 
 def assert_pool_in_place(compiled):
     """Nor is anything as large as an eighth of a slot, or of the pool."""
     eighth = jax_sa.get_state_size(CAPACITY) // 8
-    copies.assert_in_place(compiled, (_state(SLOTS), _pool()), smallest=eighth, room=eighth)
+    copies.assert_in_place(
+        compiled, (_state(SLOTS, "automaton"), _pool()), smallest=eighth, room=eighth
+    )
