@@ -24,7 +24,8 @@ from jax.experimental.pallas import triton
 from llama import attention_kernel
 from llama.attention import Block, Memory
 
-MOST_TOKENS = 256
+import os
+MOST_TOKENS = int(os.environ.get("MOST","256"))
 """Blocks of more tokens are left to XLA's products: prompts."""
 TOKENS = 64
 """Tokens of a tile at most; at least 16, of which a product may use fewer."""
@@ -77,7 +78,7 @@ def through_layers(
     """
     ((keys,), (values,)) = memory
 
-    def body(carry: tuple, layer: jax.Array) -> tuple:
+    def body(layer: jax.Array, carry: tuple) -> tuple:
         x, keys, values = carry
         q, keys, values = project_heads(
             x, layers, layer, eps, rotation, block, keys, values, interpret=interpret
@@ -85,10 +86,17 @@ def through_layers(
         found = attention_kernel.attend_in_parts(q, keys, values, layer, block, interpret=interpret)
         x = project_out(x, found, layers, layer, interpret=interpret)
         gated = gate(x, layers, layer, eps, interpret=interpret)
-        return (project_down(x, gated, layers, layer, interpret=interpret), keys, values), None
+        return project_down(x, gated, layers, layer, interpret=interpret), keys, values
 
-    index = jnp.arange(layers["o"].shape[0], dtype=jnp.int32)
-    (x, keys, values), _ = jax.lax.scan(body, (x, keys, values), index)
+    import os
+    U=int(os.environ.get("UNROLL","1"))
+    if U>=30:
+        c=(x,keys,values)
+        body=jax.jit(body)
+        for i in range(layers["o"].shape[0]): c=body(jnp.asarray(i,jnp.int32),c)
+        x,keys,values=c
+    else:
+        x, keys, values = jax.lax.fori_loop(0, layers["o"].shape[0], body, (x, keys, values), unroll=U)
     return x, ((keys,), (values,))
 
 
@@ -122,7 +130,7 @@ def project_heads(
     tile = _tile(x.shape[0])
     cos, sin = (angle.reshape(x.shape[0], -1) for angle in rotation)
 
-    def kernel(
+    def project_heads_kernel(
         layer_ref, page_ref, place_ref, cos_ref, sin_ref, x_ref, norm_ref, weight_ref, _, __,
         q_ref, k_ref, v_ref,
     ):  # fmt: skip
@@ -152,7 +160,7 @@ def project_heads(
 
     q = jax.ShapeDtypeStruct((x.shape[0], groups, shared, head_dim), x.dtype)
     return _call(
-        kernel,
+        project_heads_kernel,
         (pl.cdiv(x.shape[0], tile), shared + 2, groups),
         [q, _like(keys), _like(values)],
         interpret,
@@ -183,7 +191,7 @@ def project_out(
     (parts, total, groups, shared, head_dim), hidden = found[0].shape, x.shape[1]
     tile, width = _tile(total), _chunk(hidden, OUTPUTS)
 
-    def kernel(layer_ref, x_ref, weight_ref, out_ref, *refs):
+    def project_out_kernel(layer_ref, x_ref, weight_ref, out_ref, *refs):
         *found_refs, result_ref = (out_ref, *refs)
         layer, tokens = layer_ref[0], _tokens(x_ref, tile)
         column = pl.program_id(1) * width + jnp.arange(width, dtype=jnp.int32)
@@ -201,7 +209,7 @@ def project_out(
         _add_to(result_ref, x_ref, tokens, column, total)
 
     return _call(
-        kernel, (pl.cdiv(total, tile), hidden // width), [_like(x)], interpret, stages=1
+        project_out_kernel, (pl.cdiv(total, tile), hidden // width), [_like(x)], interpret, stages=1
     )(layer[None], x, layers["o"], *found)[0]  # fmt: skip
 
 
@@ -217,7 +225,7 @@ def gate(
     inner = layers["gate_up"].shape[-1]
     tile, width = _tile(x.shape[0]), _chunk(inner, OUTPUTS)
 
-    def kernel(layer_ref, x_ref, norm_ref, weight_ref, out_ref):
+    def gate_kernel(layer_ref, x_ref, norm_ref, weight_ref, out_ref):
         layer, tokens = layer_ref[0], _tokens(x_ref, tile)
         token, is_in = tokens
         column = pl.program_id(1) * width + jnp.arange(width, dtype=jnp.int32)
@@ -232,7 +240,7 @@ def gate(
         triton.store(out_ref.at[at], out.astype(out_ref.dtype), mask=is_in[:, None])
 
     out = jax.ShapeDtypeStruct((x.shape[0], inner), x.dtype)
-    return _call(kernel, (pl.cdiv(x.shape[0], tile), inner // width), [out], interpret)(
+    return _call(gate_kernel, (pl.cdiv(x.shape[0], tile), inner // width), [out], interpret)(
         layer[None], x, layers["mlp_norm"], layers["gate_up"]
     )[0]
 
@@ -249,7 +257,7 @@ def project_down(
     (total, inner), hidden = gated.shape, x.shape[1]
     tile, width, chunk = _tile(total), _chunk(hidden, OUTPUTS), _chunk(inner, INPUTS)
 
-    def kernel(layer_ref, x_ref, gated_ref, weight_ref, out_ref):
+    def project_down_kernel(layer_ref, x_ref, gated_ref, weight_ref, out_ref):
         layer, tokens = layer_ref[0], _tokens(x_ref, tile)
         column = pl.program_id(1) * width + jnp.arange(width, dtype=jnp.int32)
 
@@ -263,7 +271,7 @@ def project_down(
         _add_to(out_ref, x_ref, tokens, column, total)
 
     return _call(
-        kernel, (pl.cdiv(total, tile), hidden // width), [_like(x)], interpret
+        project_down_kernel, (pl.cdiv(total, tile), hidden // width), [_like(x)], interpret
     )(layer[None], x, gated, layers["down"])[0]  # fmt: skip
 
 
@@ -283,6 +291,7 @@ def _call(
         input_output_aliases=aliases or {},
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=stages),
         interpret=interpret,
+        name=kernel.__name__,
     )
 
 
