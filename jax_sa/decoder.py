@@ -199,7 +199,9 @@ class Decoder(DraftOptions):
           limits: int32[B] maximum new tokens per row, clipped to 0..G. None: G.
           sampling: None: greedy.
           costs: float32[W] the relative cost of a step of each of `widths`, as `calibrate` measures
-            them. None: an estimate for the default backend.
+            them; with a drafter float32[1 + W], the first of the narrowest step without it. A cost
+            that is not above 0, or is infinite or NaN, rules its step out. None: an estimate for
+            the default backend.
 
         Returns:
           The generation, every row finished.
@@ -265,8 +267,8 @@ class Decoder(DraftOptions):
             generation = self._run(params, generation, costs, jnp.asarray(steps, jnp.int32))
             return generation, int(jnp.max(generation.steps)) - before
 
-        num_widths = len(self.widths(drafts=state is not None))
-        costs, generation = measure_costs(restart, advance, num_widths, on_progress)
+        num_costs = self._num_costs(state is not None)
+        costs, generation = measure_costs(restart, advance, num_costs, on_progress)
         return Calibration(costs, *buffers(generation))
 
     def init(
@@ -342,7 +344,7 @@ class Decoder(DraftOptions):
             drafted=none,
             accepted=none,
             last=last,
-            draft=self._draft(automaton, neural, jnp.where(finished, 0, limits)),
+            draft=self._draft(automaton, neural, True, jnp.where(finished, 0, limits)),
             record=budget.init_record(limits),
             cache=cache,
             state=state,
@@ -369,10 +371,11 @@ class Decoder(DraftOptions):
         if sampling is not None:
             next_key, key = jax.random.split(sampling.key)
             sampling = dataclasses.replace(sampling, key=next_key)
-        index, draft = self._choose(generation, self._costs(costs, generation))
+        costs, use_drafter = self._weigh_drafter(generation, self._costs(costs, generation))
+        index, draft = self._choose(generation, costs)
         # The automata stay out of the branches: jax before 0.11.2 copies what a branch updates.
         branches = [
-            functools.partial(self._verify, width, params, generation, draft, key)
+            functools.partial(self._verify, width, params, generation, draft, use_drafter, key)
             for width in self.widths(drafts=generation.state is not None)
         ]
         (emitted, stopped, neural), cache = run_branch(index, branches, generation.cache)
@@ -395,7 +398,7 @@ class Decoder(DraftOptions):
             accepted=generation.accepted + emitted.length - active,
             record=budget.update_record(generation.record, draft, emitted.length - active),
             last=last_token(emitted, generation.last),
-            draft=self._draft(automaton, neural, left),
+            draft=self._draft(automaton, neural, use_drafter, left),
             cache=cache,
             state=state,
             sampling=sampling,
@@ -407,6 +410,7 @@ class Decoder(DraftOptions):
         params: Any,
         generation: Generation,
         draft: Draft,
+        use_drafter: jax.Array | None,
         key: jax.Array | None,
         cache: Any,
     ) -> tuple[Accepted, jax.Array, jax.Array | None, Any]:
@@ -430,7 +434,12 @@ class Decoder(DraftOptions):
         emitted, stopped = cut_at_stop(accepted, ~generation.finished, self.stop_tokens)
         cache, neural = _advance(cache, emitted.length), None
         if self.drafter is not None:
-            neural, cache = self.drafter.draft(params, emitted, cache)
+            shape = (emitted.length.size, self.drafter.max_draft)
+            branches = (
+                lambda cache: (jnp.zeros_like(emitted.tokens, shape=shape), cache),
+                lambda cache: self.drafter.draft(params, emitted, cache),
+            )
+            neural, cache = run_branch(use_drafter.astype(jnp.int32), branches, cache)
         padded = jnp.pad(emitted.tokens, padding, constant_values=DRAFT_FILL)
         return (Accepted(padded, emitted.length), stopped, neural), cache
 
@@ -445,15 +454,34 @@ class Decoder(DraftOptions):
         powers = (2**i for i in range(longest.bit_length()))
         return tuple(sorted({0, *powers, neural, longest}))
 
+    def _num_costs(self, drafts: bool) -> int:
+        return len(self.widths(drafts=drafts)) + (self.drafter is not None)
+
     def _costs(self, costs: Any, generation: Generation) -> jax.Array:
-        """The costs given, checked, or else an estimate."""
-        widths = self.widths(drafts=generation.state is not None)
+        """The costs given, checked, or else an estimate, which knows nothing of a drafter's cost."""
+        has_automata = generation.state is not None
         if costs is None:
             (rows,) = generation.lengths.shape
-            tokens = [rows * (1 + width) for width in widths]
-            return budget.estimate_costs(tokens, jax.default_backend())
-        check_array("costs", costs, jnp.float32, (len(widths),))
+            tokens = [rows * (1 + width) for width in self.widths(drafts=has_automata)]
+            costs = budget.estimate_costs(tokens, jax.default_backend())
+            return costs if self.drafter is None else jnp.pad(costs, (1, 0))
+        check_array("costs", costs, jnp.float32, (self._num_costs(has_automata),))
         return costs
+
+    def _weigh_drafter(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Any]:
+        """float32[W] the costs of the widths; bool[] whether steps run the neural drafter, if any.
+
+        They do not where it would not pay for itself even if all its tokens held. As this hangs on
+        costs alone, the drafter's memory is not wanted again once it was not filled.
+        """
+        if self.drafter is None:
+            return costs, None
+        widths = jnp.asarray(self.widths(drafts=generation.state is not None), jnp.int32)
+        most = 1 + jnp.minimum(widths, self.drafter.max_draft)
+        most = jnp.concatenate([jnp.ones(1, jnp.int32), most]).astype(jnp.float32)
+        runs = budget.best_width(most, costs) > 0
+        saved = jnp.where(runs, 0.0, costs[1] - costs[0])
+        return costs[1:] - saved, vary(runs, varying_axes(generation.lengths))
 
     def _choose(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Draft]:
         """The index of the width with the most expected tokens per cost, and the drafts cut to it.
@@ -467,10 +495,12 @@ class Decoder(DraftOptions):
         weight = (left.astype(jnp.float32) / most) ** SLOWEST_FIRST
         chances = weight[:, None] * budget.survival(draft, generation.record.strain())
         held = budget.expected_tokens(chances, jnp.minimum(draft.length[None], widths[:, None]))
-        index = jnp.argmax((jnp.sum(weight) + held) / costs).astype(jnp.int32)
+        index = budget.best_width(jnp.sum(weight) + held, costs)
         return index, budget.cut_draft(draft, widths[index])
 
-    def _draft(self, automaton: Draft | None, neural: jax.Array | None, left: jax.Array) -> Draft:
+    def _draft(
+        self, automaton: Draft | None, neural: jax.Array | None, use_neural: Any, left: jax.Array
+    ) -> Draft:
         """The drafts there are as one, of at most `left - 1` tokens: a step emits one more."""
         (rows,) = left.shape
         if neural is not None:
@@ -478,7 +508,13 @@ class Decoder(DraftOptions):
         if automaton is None:
             none = jnp.zeros_like(left)
             automaton = Draft(jnp.zeros_like(left, shape=(rows, 0)), none, none, none)
-        draft = automaton if neural is None else merge_drafts(automaton, neural, self.threshold)
+        if neural is None:
+            return budget.cut_draft(automaton, left - 1)
+        both = merge_drafts(automaton, neural, self.threshold)
+        padding = ((0, 0), (0, both.tokens.shape[1] - automaton.tokens.shape[1]))
+        padded = jnp.pad(automaton.tokens, padding, constant_values=DRAFT_FILL)
+        alone = dataclasses.replace(automaton, tokens=padded)
+        draft = jax.tree.map(functools.partial(jnp.where, use_neural), both, alone)
         return budget.cut_draft(draft, left - 1)
 
 

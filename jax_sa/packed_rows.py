@@ -148,12 +148,11 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
     spare = judged - jnp.where(jnp.arange(len(blocks)) < num_widths, num_decoding, num_rows)
     lengths = budget.shared_lengths(rows.draft, spare, 1.0 / strain)
     held = budget.expected_tokens(budget.survival(rows.draft, strain), lengths[:num_widths])
-    worth = jnp.where(costs > 0.0, (num_decoding.astype(jnp.float32) + held) / costs, 0.0)
     too_small = 2 * (totals[num_widths:-1] - judged[-1]) < num_unread
     block = jnp.where(
         num_unread > 0,
         num_widths + jnp.sum(too_small.astype(jnp.int32)),
-        jnp.argmax(worth).astype(jnp.int32),
+        budget.best_width(num_decoding.astype(jnp.float32) + held, costs),
     )
 
     draft = budget.cut_draft(rows.draft, lengths[block])
