@@ -123,6 +123,8 @@ def share_budget(
 
 def shared_lengths(draft: Draft, budgets: jax.Array, weights: jax.Array) -> jax.Array:
     """int32[W, B] the lengths that `share_budget` gives for each of int32[W] budgets."""
+    if draft.length.shape[0] == 1:  # the one row has all of it
+        return jnp.clip(budgets[:, None], 0, draft.length[None])
     match = jnp.clip(_match_length(draft), 1.0, MAX_COUNTED_MATCH)
     scale = weights * match  # the tokens that f = 1 keeps
     drafted = draft.length.astype(jnp.float32)

@@ -458,7 +458,7 @@ class Decoder(DraftOptions):
         return len(self.widths(drafts=drafts)) + (self.drafter is not None)
 
     def _costs(self, costs: Any, generation: Generation) -> jax.Array:
-        """The costs given, checked, or else an estimate, which knows nothing of a drafter's cost."""
+        """The costs given, checked, or else an estimate, which knows none of a drafter."""
         has_automata = generation.state is not None
         if costs is None:
             (rows,) = generation.lengths.shape

@@ -167,3 +167,10 @@ def test_a_record_that_is_as_expected_changes_nothing():
 def test_a_width_must_beat_the_narrowest_by_a_margin(tokens, costs, width):
     tokens, costs = (jnp.asarray(x, jnp.float32) for x in (tokens, costs))
     assert int(jax.jit(budget.best_width)(tokens, costs)) == width
+
+
+@pytest.mark.parametrize(("total", "length"), [(-1, 0), (0, 0), (3, 3), (6, 6), (20, 6)])
+def test_one_row_has_the_whole_budget(total, length):
+    draft = make_draft([6], [2])
+    weights = jnp.full(1, 0.25, jnp.float32)
+    assert share(draft, jnp.asarray(total, jnp.int32), weights=weights).length.tolist() == [length]

@@ -37,7 +37,9 @@ def make_layers(config, dtype):
         return jnp.asarray(scale * random.standard_normal(weight.shape), dtype)
 
     made = jax.tree.map(draw, weights.describe(config)["layers"])
-    return jax.tree.map(lambda *x: jnp.stack(x), *(weights._fuse_layer(config, jnp, x) for x in made))
+    return jax.tree.map(
+        lambda *x: jnp.stack(x), *(weights._fuse_layer(config, jnp, x) for x in made)
+    )
 
 
 def plain(config, layers, x, block, memory):

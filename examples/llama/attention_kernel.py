@@ -63,38 +63,17 @@ def paged_attention(
       parts: P; None: as many as keep a GPU busy.
       interpret: whether to compute it without a GPU, slowly.
     """
-    found = attend_in_parts(q, keys, values, layer, block, parts=parts, interpret=interpret)
-    return found[0][0] if len(found) == 1 else _join(*found).astype(q.dtype)
-
-
-def attend_in_parts(
-    q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    layer: jax.Array,
-    block: Block,
-    *,
-    parts: int | None = None,
-    interpret: bool = False,
-) -> list[jax.Array]:
-    """What P programs of each tile found, for the arguments of `paged_attention`.
-
-    Returns:
-      The results [P, T, G, R, H] of the parts. Of one part that is all; else they are float32 and
-      sums, and with them come the highest score and the sum of the shares, float32[P, T, G, R].
-    """
     total, groups, shared, head_dim = q.shape
     tiles = block.firsts.shape[0]
     if parts is None:
         most = -(-block.pages.shape[1] * keys.shape[3] // _keys_of_a_block(keys))
         parts = max(1, min(MOST_PARTS, most, PROGRAMS // (tiles * groups)))
+    whole = parts == 1
     of_rows = (total, groups, shared)
-    shapes = [
-        jax.ShapeDtypeStruct((parts, *of_rows, head_dim), q.dtype if parts == 1 else jnp.float32)
-    ]
-    if parts > 1:
+    shapes = [jax.ShapeDtypeStruct((parts, *of_rows, head_dim), q.dtype if whole else jnp.float32)]
+    if not whole:
         shapes += [jax.ShapeDtypeStruct((parts, *of_rows), jnp.float32)] * 2
-    return pl.pallas_call(
+    found = pl.pallas_call(
         functools.partial(_kernel, width=block.width, parts=parts),
         grid=(tiles, groups, parts),
         out_shape=shapes,
@@ -102,6 +81,7 @@ def attend_in_parts(
         interpret=interpret,
         name="paged_attention",
     )(layer[None], block.firsts, block.rows, block.positions, block.pages, q, keys, values)
+    return found[0][0] if whole else _join(*found).astype(q.dtype)
 
 
 def _keys_of_a_block(keys: jax.Array) -> int:

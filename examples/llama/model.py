@@ -143,9 +143,7 @@ def forward(
     embedded = params["embed"][tokens]
     if kernels := _layer_kernels(config, params, tokens.size, mesh):
         rotation, eps = rotate_by(config, block.positions), config.rms_norm_eps
-        x, memory = kernels.through_layers(
-            params["layers"], embedded, rotation, block, memory, eps
-        )
+        x, memory = kernels.through_layers(params["layers"], embedded, rotation, block, memory, eps)
         return rms_norm(x, params["norm"], eps), memory
     attend = cached_attention(block, mesh)
     return decode(config, params, embedded, block.positions, attend, memory)
