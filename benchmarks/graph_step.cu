@@ -2,7 +2,8 @@
 // each case. benchmarks/graph_step.py builds and runs it.
 //
 // Every slot replays another stretch of the tokens, just short of its capacity: a step appends m
-// tokens and drafts 8 more. `graph_us` is the time per step of graphs of 100 steps. The others
+// tokens and drafts 8 more. With a pool, the same tokens stand in it too, so that every step finds
+// something there. `graph_us` is the time per step of graphs of 100 steps. The others
 // come from single steps between two events, less what an empty kernel takes between them.
 #include <algorithm>
 #include <cstdio>
@@ -70,8 +71,30 @@ jax_sa::State empty_state(int num_slots, int max_seq_len) {
   return state;
 }
 
-void measure(const std::vector<int32_t>& tokens, int slots, int context, int accepted) {
+// A pool of one group, filled with the tokens; of capacity 0, none.
+jax_sa::Pool full_pool(const std::vector<int32_t>& tokens, int capacity) {
   using namespace jax_sa;
+  if (capacity == 0) return {};
+  const Pool pool{device_zeros<int32_t>(capacity),
+                  device_zeros<int32_t>(1),
+                  device_zeros<int32_t>(1),
+                  device_zeros<int32_t>(int64_t{kNumGrams} * capacity / 2),
+                  1,
+                  capacity};
+  const int32_t width = 4096;
+  const auto rows = static_cast<int32_t>(tokens.size() / width);
+  const Text text{to_device(tokens), to_device(std::vector<int32_t>(rows, width)), width};
+  const PoolInsert<BlockTexts> op{
+      pool, {text}, nullptr, rows, width, device_zeros<int32_t>(rows), device_zeros<int32_t>(1)};
+  for (int done = 0; done < capacity; done += rows * (width + 1)) CHECK(launch(op, nullptr));
+  CHECK(cudaDeviceSynchronize());
+  return pool;
+}
+
+void measure(const std::vector<int32_t>& tokens, int slots, int context, int accepted,
+             int pool_capacity) {
+  using namespace jax_sa;
+  const PoolView pool{full_pool(tokens, pool_capacity), nullptr};
   const State state = empty_state(slots, context);
   const int steps = (kGraphs + 1) * kGraphSteps + kSingleSteps;
   const int prefill = context - steps * accepted;
@@ -92,13 +115,12 @@ void measure(const std::vector<int32_t>& tokens, int slots, int context, int acc
   int32_t* texts = to_device(step_tokens(tokens, slots, prefill, accepted, steps));
   int32_t* lengths = to_device(std::vector<int32_t>(slots, accepted));
   const Drafts drafts{device_zeros<int32_t>(slots * kDraft), device_zeros<int32_t>(slots),
-                      device_zeros<int32_t>(slots), device_zeros<int32_t>(slots), kDraft};
+                      device_zeros<int32_t>(slots),          device_zeros<int32_t>(slots),
+                      device_zeros<int32_t>(slots),          kDraft};
   const auto step = [&](int i) {
     const Text text{texts + int64_t{i} * slots * accepted, lengths, accepted};
-    CHECK(launch(
-        ExtendLookup{
-            state, {nullptr, slots}, text, {nullptr, 1, 1 << 30, true, true, 1e30}, drafts},
-        stream));
+    const LookupOptions options{nullptr, 1, 1 << 30, true, true, 1e30};
+    CHECK(launch(ExtendLookup{state, {nullptr, slots}, pool, text, options, drafts}, stream));
   };
 
   int done = 0;
@@ -142,10 +164,11 @@ void measure(const std::vector<int32_t>& tokens, int slots, int context, int acc
   CHECK(cudaMemcpy(&status, state.status, 4, cudaMemcpyDeviceToHost));
   if (length != context || status != 0) std::exit(2);
   std::printf(
-      "{\"slots\": %d, \"max_seq_len\": %d, \"accepted\": %d, \"graph_us\": %.2f, "
+      "{\"slots\": %d, \"max_seq_len\": %d, \"accepted\": %d, \"pool\": %d, \"graph_us\": %.2f, "
       "\"p50_us\": %.2f, \"p99_us\": %.2f, \"max_us\": %.2f, \"prefill_us_per_token\": %.3f}\n",
-      slots, context, accepted, graph_us[graph_us.size() / 2], us[kSingleSteps / 2] - base,
-      us[kSingleSteps * 99 / 100] - base, us.back() - base, prefill_ms * 1e3 / prefill);
+      slots, context, accepted, pool_capacity, graph_us[graph_us.size() / 2],
+      us[kSingleSteps / 2] - base, us[kSingleSteps * 99 / 100] - base, us.back() - base,
+      prefill_ms * 1e3 / prefill);
   std::fflush(stdout);
   CHECK(cudaDeviceReset());
 }
@@ -162,7 +185,9 @@ int main(int argc, char** argv) {
   tokens.resize(std::fread(tokens.data(), 4, tokens.size(), file));
   for (const int context : {32768, 131072}) {
     for (const int slots : {1, 64, 256}) {
-      for (const int accepted : {1, 4}) measure(tokens, slots, context, accepted);
+      for (const int accepted : {1, 4}) {
+        for (const int pool : {0, 1 << 20}) measure(tokens, slots, context, accepted, pool);
+      }
     }
   }
 }

@@ -1,8 +1,9 @@
-"""Times the automaton's kernels alone, as nodes of a CUDA graph, without XLA around them.
+"""Times the automaton's kernels alone, with a pool and without, as nodes of a CUDA graph.
 
     python benchmarks/graph_step.py --json out.json
 
-Builds benchmarks/graph_step.cu with nvcc and runs it on source-code tokens. Needs nvcc and a GPU.
+Without XLA around them: builds benchmarks/graph_step.cu with nvcc and runs it on source-code
+tokens. Needs nvcc and a GPU.
 """
 
 import argparse
@@ -21,7 +22,8 @@ TOKENS = 400_000
 
 
 def build(folder):
-    sources = [HERE / "graph_step.cu", HERE.parent / "ffi/automaton.cu"]
+    kernels = [HERE.parent / "ffi" / name for name in ("automaton.cu", "pool_insert.cu")]
+    sources = [HERE / "graph_step.cu", *kernels]
     flags = ["-std=c++17", "-O3", "-arch=native", "-I", HERE.parent / "ffi"]
     subprocess.run(["nvcc", *flags, *sources, "-o", folder / "graph_step"], check=True)
     return folder / "graph_step"
@@ -42,7 +44,7 @@ def main():
             rows = []
             for line in process.stdout:
                 rows.append(json.loads(line))
-                print(f"\rcase {len(rows)} of 12", end="", file=sys.stderr, flush=True)
+                print(f"\rcase {len(rows)} of 24", end="", file=sys.stderr, flush=True)
             print(file=sys.stderr)
         if process.returncode:
             sys.exit(f"error: graph_step failed with status {process.returncode}")

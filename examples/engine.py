@@ -19,6 +19,7 @@ from prompt_file import Prompt, encode, pad, read_prompts
 
 import jax_sa
 from jax_sa.calibration import CALIBRATION_TOKENS
+from jax_sa.cli.pool import load_pool
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -71,6 +72,7 @@ class Engine:
         self.width = max(len(text.tokens) for text in self.texts)
         self.size = self.width + args.max_new_tokens
         self._check_size()
+        self.pool = None if args.pool is None else load_pool("--pool", args.pool)
         # One object each: a decoder is compiled anew for another function.
         self._model = functools.partial(model.apply, self.config)
         self._decoder = functools.cache(self._make_decoder)
@@ -134,6 +136,7 @@ class Engine:
                 mesh=self.mesh,
             ),
             "state": jax_sa.init(rows, self.size) if mode.use_sa else None,
+            "pool": self.pool if mode.use_sa else None,
             "max_new_tokens": args.max_new_tokens,
             "sampling": sampling,
         }
@@ -164,9 +167,10 @@ class Engine:
         The next step donates the generation: only the last is there to be kept.
         """
         decoder = self._decoder(mode)
-        generation = decoder.init(**self.arguments(mode, batch))
+        arguments = self.arguments(mode, batch)
+        generation = decoder.init(**arguments)
         while not generation.finished.all():
-            generation, emitted = decoder.step(self.params, generation)
+            generation, emitted = decoder.step(self.params, generation, pool=arguments["pool"])
             yield generation, emitted
 
     def logit_gap(self, text: tuple[int, ...], one: int, other: int) -> float:

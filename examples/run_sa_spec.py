@@ -130,6 +130,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="match length below which it drafts nothing (default: %(default)s)",
     )
     add(
+        "--pool",
+        type=path,
+        metavar="FILE",
+        help="draft from the texts of this pool too, which `python -m jax_sa pool build` made with "
+        "the checkpoint's tokenizer.json",
+    )
+    add(
         "--max_new_tokens",
         type=integer(1),
         default=256,
@@ -224,7 +231,7 @@ def note_options_without_effect(args: argparse.Namespace, modes: list[Mode]) -> 
     sa = any(mode.use_sa for mode in modes)
     both = any(mode.use_sa and mode.mtp_tokens for mode in modes)
     reasons = {
-        "without --use_sa_spec": (not sa, ["max_draft", "draft_factor", "min_match"]),
+        "without --use_sa_spec": (not sa, ["max_draft", "draft_factor", "min_match", "pool"]),
         "without drafts of both automaton and MTP module": (
             not both,
             ["sa_spec_threshold"],

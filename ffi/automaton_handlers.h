@@ -8,6 +8,7 @@
 #include <random>
 
 #include "buffers.h"
+#include "pool.h"
 #include "rows.h"
 #include "state_buffers.h"
 #include "validate.h"
@@ -36,9 +37,22 @@ inline LookupOptions options_from(const Ints<1>& limits, int64_t min_match, int6
 }
 
 inline Drafts drafts_from(IntsOut<2> tokens, IntsOut<1> length, IntsOut<1> match_length,
-                          IntsOut<1> match_end) {
-  return {tokens->typed_data(), length->typed_data(), match_length->typed_data(),
-          match_end->typed_data(), static_cast<int32_t>(tokens->dimensions()[1])};
+                          IntsOut<1> match_end, IntsOut<1> source) {
+  return {tokens->typed_data(),       length->typed_data(),
+          match_length->typed_data(), match_end->typed_data(),
+          source->typed_data(),       static_cast<int32_t>(tokens->dimensions()[1])};
+}
+
+// A pool of no groups is none; `groups` without elements say that all rows see group 0.
+inline PoolView pool_view_from(const Ints<1>& groups, const Ints<2>& ring, const Ints<1>& head,
+                               const Ints<3>& table) {
+  const Pool pool{ring.typed_data(),
+                  head.typed_data(),
+                  nullptr,
+                  table.typed_data(),
+                  static_cast<int32_t>(ring.dimensions()[0]),
+                  static_cast<int32_t>(ring.dimensions()[1])};
+  return {pool, groups.element_count() == 0 ? nullptr : groups.typed_data()};
 }
 
 template <class Runner>
@@ -64,26 +78,34 @@ struct AutomatonHandlers {
   }
 
   static ffi::Error lookup(typename Runner::Value context, Ints<1> slots, Ints<1> limits,
+                           Ints<1> groups, Ints<2> ring, Ints<1> head, Ints<3> table,
                            ffi::RemainingArgs leaves, IntsOut<2> draft, IntsOut<1> length,
-                           IntsOut<1> match_length, IntsOut<1> match_end, int64_t min_match,
-                           int64_t max_match, bool recent, bool periodic, double draft_factor) {
+                           IntsOut<1> match_length, IntsOut<1> match_end, IntsOut<1> source,
+                           int64_t min_match, int64_t max_match, bool recent, bool periodic,
+                           double draft_factor) {
     const ffi::ErrorOr<State> state = state_from(leaves);
     if (state.has_error()) return state.error();
     const Rows rows = rows_from(slots, draft->dimensions()[0]);
-    return Runner{context}(Lookup{
-        *state, rows, options_from(limits, min_match, max_match, recent, periodic, draft_factor),
-        drafts_from(draft, length, match_length, match_end)});
+    return Runner{context}(
+        Lookup{*state, rows, pool_view_from(groups, ring, head, table),
+               options_from(limits, min_match, max_match, recent, periodic, draft_factor),
+               drafts_from(draft, length, match_length, match_end, source)});
   }
   static auto bind_lookup() {
     return ffi::Ffi::Bind()
         .Ctx<Context>()
         .template Arg<Ints<1>>()  // slots
         .template Arg<Ints<1>>()  // limits
+        .template Arg<Ints<1>>()  // groups
+        .template Arg<Ints<2>>()  // pool: ring
+        .template Arg<Ints<1>>()  // pool: head
+        .template Arg<Ints<3>>()  // pool: table
         .RemainingArgs()          // state
         .template Ret<Ints<2>>()  // draft tokens
         .template Ret<Ints<1>>()  // draft length
         .template Ret<Ints<1>>()  // match length
         .template Ret<Ints<1>>()  // match end
+        .template Ret<Ints<1>>()  // source
         .template Attr<int64_t>("min_match")
         .template Attr<int64_t>("max_match")
         .template Attr<bool>("recent")
@@ -92,19 +114,20 @@ struct AutomatonHandlers {
   }
 
   static ffi::Error extend_lookup(typename Runner::Value context, Ints<2> tokens, Ints<1> lengths,
-                                  Ints<1> slots, Ints<1> limits, ffi::RemainingArgs leaves,
+                                  Ints<1> slots, Ints<1> limits, Ints<1> groups, Ints<2> ring,
+                                  Ints<1> head, Ints<3> table, ffi::RemainingArgs leaves,
                                   IntsOut<2> draft, IntsOut<1> length, IntsOut<1> match_length,
-                                  IntsOut<1> match_end, ffi::RemainingRets updated,
-                                  int64_t min_match, int64_t max_match, bool recent, bool periodic,
-                                  double draft_factor) {
+                                  IntsOut<1> match_end, IntsOut<1> source,
+                                  ffi::RemainingRets updated, int64_t min_match, int64_t max_match,
+                                  bool recent, bool periodic, double draft_factor) {
     const ffi::ErrorOr<State> state = state_from(leaves);
     if (state.has_error()) return state.error();
     if (ffi::Error error = check_in_place(leaves, updated); error.failure()) return error;
     const Rows rows = rows_from(slots, tokens.dimensions()[0]);
-    return Runner{context}(
-        ExtendLookup{*state, rows, text_from(tokens, lengths),
-                     options_from(limits, min_match, max_match, recent, periodic, draft_factor),
-                     drafts_from(draft, length, match_length, match_end)});
+    return Runner{context}(ExtendLookup{
+        *state, rows, pool_view_from(groups, ring, head, table), text_from(tokens, lengths),
+        options_from(limits, min_match, max_match, recent, periodic, draft_factor),
+        drafts_from(draft, length, match_length, match_end, source)});
   }
   static auto bind_extend_lookup() {
     return ffi::Ffi::Bind()
@@ -113,11 +136,16 @@ struct AutomatonHandlers {
         .template Arg<Ints<1>>()  // lengths
         .template Arg<Ints<1>>()  // slots
         .template Arg<Ints<1>>()  // limits
+        .template Arg<Ints<1>>()  // groups
+        .template Arg<Ints<2>>()  // pool: ring
+        .template Arg<Ints<1>>()  // pool: head
+        .template Arg<Ints<3>>()  // pool: table
         .RemainingArgs()          // state
         .template Ret<Ints<2>>()  // draft tokens
         .template Ret<Ints<1>>()  // draft length
         .template Ret<Ints<1>>()  // match length
         .template Ret<Ints<1>>()  // match end
+        .template Ret<Ints<1>>()  // source
         .RemainingRets()          // state
         .template Attr<int64_t>("min_match")
         .template Attr<int64_t>("max_match")

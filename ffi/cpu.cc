@@ -3,6 +3,8 @@
 #include "fused_copy_handlers.h"
 #include "fused_copy_host.h"
 #include "module.h"
+#include "pool_handlers.h"
+#include "pool_insert_host.h"
 #include "rows_host.h"
 #include "seqlens_handlers.h"
 #include "seqlens_host.h"
@@ -26,6 +28,7 @@ struct CpuRunner {
 
 using CpuAutomaton = AutomatonHandlers<CpuRunner>;
 using CpuWholeSlots = WholeSlotsHandlers<CpuRunner>;
+using CpuPool = PoolHandlers<CpuRunner>;
 using CpuSeqlens = SeqlensHandlers<CpuRunner>;
 using CpuFusedCopy = FusedCopyHandlers<CpuRunner>;
 
@@ -38,6 +41,8 @@ XLA_FFI_DEFINE_HANDLER(kValidate, CpuAutomaton::validate, CpuAutomaton::bind_val
 XLA_FFI_DEFINE_HANDLER(kReset, CpuWholeSlots::reset, CpuWholeSlots::bind_reset());
 XLA_FFI_DEFINE_HANDLER(kInsert, CpuWholeSlots::insert, CpuWholeSlots::bind_insert());
 XLA_FFI_DEFINE_HANDLER(kCopySlots, CpuWholeSlots::copy_slots, CpuWholeSlots::bind_copy_slots());
+XLA_FFI_DEFINE_HANDLER(kPoolInsert, CpuPool::insert, CpuPool::bind_insert());
+XLA_FFI_DEFINE_HANDLER(kPoolInsertSlots, CpuPool::insert_slots, CpuPool::bind_insert_slots());
 XLA_FFI_DEFINE_HANDLER(kExpandSeqlens, CpuSeqlens::expand, CpuSeqlens::bind_expand());
 XLA_FFI_DEFINE_HANDLER(kFusedCopy, CpuFusedCopy::copy, CpuFusedCopy::bind_copy());
 
@@ -50,6 +55,8 @@ PYBIND11_MODULE(_cpu, module) {
                          {"reset", kReset},
                          {"insert", kInsert},
                          {"copy_slots", kCopySlots},
+                         {"pool_insert", kPoolInsert},
+                         {"pool_insert_slots", kPoolInsertSlots},
                          {"expand_seqlens", kExpandSeqlens},
                          {"fused_copy", kFusedCopy}});
 }

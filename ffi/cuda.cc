@@ -4,6 +4,7 @@
 #include "fused_copy_handlers.h"
 #include "kernels.h"
 #include "module.h"
+#include "pool_handlers.h"
 #include "seqlens_handlers.h"
 #include "whole_slots_handlers.h"
 
@@ -25,6 +26,7 @@ struct CudaRunner {
 
 using CudaAutomaton = AutomatonHandlers<CudaRunner>;
 using CudaWholeSlots = WholeSlotsHandlers<CudaRunner>;
+using CudaPool = PoolHandlers<CudaRunner>;
 using CudaSeqlens = SeqlensHandlers<CudaRunner>;
 using CudaFusedCopy = FusedCopyHandlers<CudaRunner>;
 
@@ -42,6 +44,9 @@ XLA_FFI_DEFINE_HANDLER(kReset, CudaWholeSlots::reset, CudaWholeSlots::bind_reset
 XLA_FFI_DEFINE_HANDLER(kInsert, CudaWholeSlots::insert, CudaWholeSlots::bind_insert(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kCopySlots, CudaWholeSlots::copy_slots, CudaWholeSlots::bind_copy_slots(),
                        kTraits);
+XLA_FFI_DEFINE_HANDLER(kPoolInsert, CudaPool::insert, CudaPool::bind_insert(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kPoolInsertSlots, CudaPool::insert_slots, CudaPool::bind_insert_slots(),
+                       kTraits);
 XLA_FFI_DEFINE_HANDLER(kExpandSeqlens, CudaSeqlens::expand, CudaSeqlens::bind_expand(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kFusedCopy, CudaFusedCopy::copy, CudaFusedCopy::bind_copy(), kTraits);
 
@@ -54,6 +59,8 @@ PYBIND11_MODULE(_cuda, module) {
                          {"reset", kReset},
                          {"insert", kInsert},
                          {"copy_slots", kCopySlots},
+                         {"pool_insert", kPoolInsert},
+                         {"pool_insert_slots", kPoolInsertSlots},
                          {"expand_seqlens", kExpandSeqlens},
                          {"fused_copy", kFusedCopy}});
 }

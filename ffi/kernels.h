@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "fused_copy.h"
+#include "pool_insert.h"
 #include "rows.h"
 #include "seqlens.h"
 #include "validate.h"
@@ -20,6 +21,8 @@ cudaError_t launch(const Validate& op, cudaStream_t stream);
 cudaError_t launch(const Reset& op, cudaStream_t stream);
 cudaError_t launch(const Insert& op, cudaStream_t stream);
 cudaError_t launch(const CopySlots& op, cudaStream_t stream);
+cudaError_t launch(const PoolInsert<BlockTexts>& op, cudaStream_t stream);
+cudaError_t launch(const PoolInsert<SlotTexts>& op, cudaStream_t stream);
 cudaError_t launch(const ExpandSeqlens& op, cudaStream_t stream);
 cudaError_t launch(const FusedCopy& op, cudaStream_t stream);
 

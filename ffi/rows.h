@@ -5,11 +5,21 @@
 #include <cstdint>
 
 #include "automaton.h"
+#include "pool.h"
+#include "pool_search.h"
 #include "state.h"
 
 namespace jax_sa {
 
 constexpr int32_t kDraftFill = 0;
+
+// Of a draft's tokens; `jax_sa.Source` documents them.
+constexpr int32_t kSourceNone = 0;
+constexpr int32_t kSourceOwn = 1;
+constexpr int32_t kSourcePool = 2;
+
+// A match in a pool is worth drafting this much of what one in the row's own text is.
+constexpr double kPoolDraftFactor = 0.5;
 
 struct Rows {
   const int32_t* slots;  // [count], or null where row i is slot i
@@ -36,6 +46,7 @@ struct Drafts {
   int32_t* length;        // [rows]
   int32_t* match_length;  // [rows]
   int32_t* match_end;     // [rows]
+  int32_t* source;        // [rows]
   int32_t max_draft;
 };
 
@@ -66,45 +77,84 @@ JAX_SA_FN int32_t row_limit(const LookupOptions& options, const Drafts& drafts, 
   return limit > 0 ? limit : 0;
 }
 
-template <class Warp>
-JAX_SA_FN void write_draft(const Warp& warp, const Slot& slot, int32_t text_length, Match match,
-                           const LookupOptions& options, int32_t limit, const Drafts& drafts,
-                           int32_t row) {
-  const int32_t period = text_length - match.end;
-  int32_t length = 0;
-  if (match.length > 0) {
-    length = options.periodic || period > limit ? limit : period;
-    const double wanted = std::ceil(options.draft_factor * match.length);
-    if (wanted < length) length = static_cast<int32_t>(wanted);
+// The tokens of a draft at most: `limit`, or fewer where the match is short.
+JAX_SA_FN int32_t draft_length(double draft_factor, int32_t match_length, int32_t limit) {
+  const double wanted = std::ceil(draft_factor * match_length);
+  return wanted < limit ? static_cast<int32_t>(wanted) : limit;
+}
+
+// Drafts `length` tokens at most: token_at(i) for each, until one is the separator where `ends`.
+template <class Warp, class TokenAt>
+JAX_SA_FN void write_draft(const Warp& warp, Match match, int32_t source, int32_t length, bool ends,
+                           const Drafts& drafts, int32_t row, TokenAt token_at) {
+  typename Warp::template PerLane<int32_t> token;
+  int32_t* const out = drafts.tokens + static_cast<int64_t>(row) * drafts.max_draft;
+  for (int32_t begin = 0; begin < drafts.max_draft; begin += kWindow) {
+    warp.each(kWindow, [&](int32_t lane) {
+      token[lane] = begin + lane < length ? token_at(begin + lane) : kDraftFill;
+    });
+    if (ends) {
+      const uint32_t separators =
+          warp.ballot(kWindow, [&](int32_t lane) { return token[lane] == kSeparator; });
+      if (separators != 0) length = begin + Warp::lowest_bit(separators);
+    }
+    warp.each(kWindow, [&](int32_t lane) {
+      const int32_t i = begin + lane;
+      if (i < drafts.max_draft) out[i] = i < length ? token[lane] : kDraftFill;
+    });
   }
-  warp.each(kWindow, [&](int32_t lane) {
-    if (lane == 0) {
-      drafts.length[row] = length;
-      drafts.match_length[row] = match.length;
-      drafts.match_end[row] = match.end;
-    }
-    int32_t* out = drafts.tokens + static_cast<int64_t>(row) * drafts.max_draft;
-    for (int32_t i = lane; i < drafts.max_draft; i += kWindow) {
-      out[i] = i < length ? slot.tokens[match.end + i % period] : kDraftFill;
-    }
+  warp.only(0, [&](int32_t) {
+    drafts.length[row] = length;
+    drafts.match_length[row] = match.length;
+    drafts.match_end[row] = match.end;
+    drafts.source[row] = source;
   });
 }
 
 template <class Warp>
 JAX_SA_FN void write_no_draft(const Warp& warp, const Drafts& drafts, int32_t row) {
-  write_draft(warp, Slot{}, 0, Match{0, 0}, LookupOptions{}, 0, drafts, row);
+  write_draft(warp, {0, 0}, kSourceNone, 0, false, drafts, row, [](int32_t) { return kDraftFill; });
 }
 
+// What followed the match in the row's own text, which goes on with its period or ends.
+template <class Warp>
+JAX_SA_FN void write_own_draft(const Warp& warp, const Slot& slot, int32_t text_length, Match match,
+                               const LookupOptions& options, int32_t limit, const Drafts& drafts,
+                               int32_t row) {
+  const int32_t period = text_length - match.end;
+  const int32_t most = options.periodic || period > limit ? limit : period;
+  const int32_t length = draft_length(options.draft_factor, match.length, most);
+  write_draft(warp, match, kSourceOwn, length, false, drafts, row,
+              [&](int32_t i) { return slot.tokens[match.end + i % period]; });
+}
+
+// What followed the match in the pool, up to the end of that text.
+template <class Warp>
+JAX_SA_FN void write_pool_draft(const Warp& warp, const PoolGroup& pool, Match match,
+                                const LookupOptions& options, int32_t limit, const Drafts& drafts,
+                                int32_t row) {
+  const double factor = kPoolDraftFactor * options.draft_factor;
+  const int32_t length = draft_length(factor, match.length, limit);
+  write_draft(warp, {match.length, pool.index(match.end)}, kSourcePool, length, true, drafts, row,
+              [&](int32_t i) { return pool.token_after(match.end, i); });
+}
+
+// Drafts from the row's own text, or from the pool where its match is longer.
 template <class Warp>
 JAX_SA_FN void draft_from(const Warp& warp, const Automaton<Warp>& automaton, const Slot& slot,
-                          int32_t status, const LookupOptions& options, int32_t limit,
-                          const Drafts& drafts, int32_t row) {
-  Match match{0, 0};
+                          const PoolGroup& pool, int32_t status, const LookupOptions& options,
+                          int32_t limit, const Drafts& drafts, int32_t row) {
   // A text that lost tokens predicts the wrong ones.
-  if ((status & (kFull | kOutOfRange)) == 0) {
-    match = automaton.match(options.min_match, options.max_match, options.recent);
+  if ((status & (kFull | kOutOfRange)) != 0) return write_no_draft(warp, drafts, row);
+  const int32_t length = automaton.length();
+  const PoolSearch<Warp> search(warp, pool, slot.tokens, length);
+  const Match own = automaton.match(options.min_match, options.max_match, options.recent);
+  const Match other = search.matches(options.min_match, options.max_match).best;
+  if (other.length > own.length) {
+    return write_pool_draft(warp, pool, other, options, limit, drafts, row);
   }
-  write_draft(warp, slot, automaton.length(), match, options, limit, drafts, row);
+  if (own.length == 0) return write_no_draft(warp, drafts, row);
+  write_own_draft(warp, slot, length, own, options, limit, drafts, row);
 }
 
 // One row's tokens. The next one is always loaded already, so that no append waits for its token.
@@ -167,6 +217,7 @@ struct Extend {
 struct Lookup {
   State state;
   Rows rows;
+  PoolView pool;
   LookupOptions options;
   Drafts drafts;
 
@@ -179,14 +230,16 @@ struct Lookup {
     const Slot slot = state.slot(named);
     const int32_t status = *slot.status;
     const int32_t limit = row_limit(options, drafts, row);
+    const PoolGroup group = pool.of_row(row);
     const Automaton<Warp> automaton(warp, slot);
-    draft_from(warp, automaton, slot, status, options, limit, drafts, row);
+    draft_from(warp, automaton, slot, group, status, options, limit, drafts, row);
   }
 };
 
 struct ExtendLookup {
   State state;
   Rows rows;
+  PoolView pool;
   Text text;
   LookupOptions options;
   Drafts drafts;
@@ -201,9 +254,10 @@ struct ExtendLookup {
     const Slot slot = state.slot(claimed.slot);
     int32_t status = *slot.status;
     const int32_t limit = row_limit(options, drafts, row);
+    const PoolGroup group = pool.of_row(row);
     Automaton<Warp> automaton(warp, slot);
     status = append_text(warp, automaton, slot, tokens, status, claimed.conflict);
-    draft_from(warp, automaton, slot, status, options, limit, drafts, row);
+    draft_from(warp, automaton, slot, group, status, options, limit, drafts, row);
   }
 };
 

@@ -18,6 +18,13 @@ inline void point_to(State& state, void* const (&data)[kNumLeaves]) {
 #undef JAX_SA_DATA
 }
 
+// The entries along all axes: those before the last, as vmap adds them, count entries too.
+inline int32_t count(ffi::Span<const int64_t> sizes) {
+  int64_t entries = 1;
+  for (const int64_t size : sizes) entries *= size;
+  return static_cast<int32_t>(entries);
+}
+
 // The state whose leaves begin at argument `first`.
 inline ffi::ErrorOr<State> state_from(ffi::RemainingArgs leaves, size_t first = 0) {
   void* data[kNumLeaves];
@@ -33,9 +40,9 @@ inline ffi::ErrorOr<State> state_from(ffi::RemainingArgs leaves, size_t first = 
   }
   State state;
   point_to(state, data);
-  state.num_slots = static_cast<int32_t>(dims[leaf_length][0]);
-  state.max_seq_len = static_cast<int32_t>(dims[leaf_tokens][1]);
-  state.num_entries = static_cast<int32_t>(dims[leaf_edges][1]);
+  state.num_slots = count(dims[leaf_length]);
+  state.max_seq_len = static_cast<int32_t>(dims[leaf_tokens].back());
+  state.num_entries = static_cast<int32_t>(dims[leaf_edges][dims[leaf_edges].size() - 2]);
   return state;
 }
 

@@ -69,9 +69,11 @@ __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ CopySlot
 }
 
 __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ Insert op) {
-  if (!op.copies()) return;
+  const int32_t row = blockIdx.x;
+  if (!op.copies(row)) return;
   for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
-    copy_leaf(op.leaves.slot(leaf, *op.slot), op.source.slot(leaf, 0), op.leaves.slot_bytes[leaf]);
+    copy_leaf(op.leaves.slot(leaf, op.slots[row]), op.source.slot(leaf, row),
+              op.leaves.slot_bytes[leaf]);
   }
 }
 

@@ -41,14 +41,14 @@ struct Reset {
   int32_t count;
 };
 
-// Copies the only slot of another state.
+// Copies every slot of another state; no two into the same one.
 struct Insert {
   Leaves leaves;
-  Leaves source;
-  const int32_t* slot;  // []
-  int32_t count = 1;
+  Leaves source;         // of `count` slots
+  const int32_t* slots;  // [count]
+  int32_t count;
 
-  JAX_SA_FN bool copies() const { return leaves.is_slot(*slot); }
+  JAX_SA_FN bool copies(int32_t row) const { return leaves.is_slot(slots[row]); }
 };
 
 struct CopySlots {

@@ -31,20 +31,22 @@ struct WholeSlotsHandlers {
         .RemainingRets();         // state
   }
 
-  static ffi::Error insert(typename Runner::Value context, Ints<0> slot, ffi::RemainingArgs args,
+  static ffi::Error insert(typename Runner::Value context, Ints<1> slots, ffi::RemainingArgs args,
                            ffi::RemainingRets updated) {
     const ffi::ErrorOr<State> source = state_from(args);
     if (source.has_error()) return source.error();
     const ffi::ErrorOr<State> state = state_from(args, kNumLeaves);
     if (state.has_error()) return state.error();
     if (ffi::Error error = check_in_place(args, updated, kNumLeaves); error.failure()) return error;
-    return Runner{context}(Insert{leaves_of(*state), leaves_of(*source), slot.typed_data()});
+    const auto count = static_cast<int32_t>(slots.element_count());
+    return Runner{context}(
+        Insert{leaves_of(*state), leaves_of(*source), slots.typed_data(), count});
   }
   static auto bind_insert() {
     return ffi::Ffi::Bind()
         .Ctx<Context>()
-        .template Arg<Ints<0>>()  // slot
-        .RemainingArgs()          // source, a state of one slot; state
+        .template Arg<Ints<1>>()  // slots
+        .RemainingArgs()          // source, a state of as many slots; state
         .RemainingRets();         // state
   }
 

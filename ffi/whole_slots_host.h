@@ -21,10 +21,12 @@ inline void run(const Reset& op, xla::ffi::ThreadPool) {
 }
 
 inline void run(const Insert& op, xla::ffi::ThreadPool) {
-  if (!op.copies()) return;
-  for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
-    std::memcpy(op.leaves.slot(leaf, *op.slot), op.source.slot(leaf, 0),
-                op.leaves.slot_bytes[leaf]);
+  for (int32_t row = 0; row < op.count; ++row) {
+    if (!op.copies(row)) continue;
+    for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
+      std::memcpy(op.leaves.slot(leaf, op.slots[row]), op.source.slot(leaf, row),
+                  op.leaves.slot_bytes[leaf]);
+    }
   }
 }
 

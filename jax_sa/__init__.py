@@ -16,12 +16,13 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 
 from jax_sa import _targets
 from jax_sa import cache_schema as cache_schema
+from jax_sa._insert import insert as insert
 from jax_sa.automaton import DRAFT_FILL as DRAFT_FILL
 from jax_sa.automaton import Draft as Draft
+from jax_sa.automaton import Source as Source
 from jax_sa.automaton import copy_slots as copy_slots
 from jax_sa.automaton import extend as extend
 from jax_sa.automaton import extend_lookup as extend_lookup
-from jax_sa.automaton import insert as insert
 from jax_sa.automaton import lookup as lookup
 from jax_sa.automaton import read_tokens as read_tokens
 from jax_sa.automaton import reset as reset
@@ -43,6 +44,13 @@ from jax_sa.packed_rows import Rows as Rows
 from jax_sa.packed_rows import Step as Step
 from jax_sa.packing import Packed as Packed
 from jax_sa.packing import pack as pack
+from jax_sa.pool import MAX_POOL_MATCH as MAX_POOL_MATCH
+from jax_sa.pool import NGRAM_LENGTHS as NGRAM_LENGTHS
+from jax_sa.pool import SEPARATOR as SEPARATOR
+from jax_sa.pool import Pool as Pool
+from jax_sa.pool import get_pool_size as get_pool_size
+from jax_sa.pool import init_pool as init_pool
+from jax_sa.pool_insert import insert_slots as insert_slots
 from jax_sa.replay_metadata import ReplayMetadata as ReplayMetadata
 from jax_sa.replay_metadata import copy_replay_metadata as copy_replay_metadata
 from jax_sa.sampling import Sampling as Sampling

@@ -5,7 +5,7 @@ import sys
 
 import jax
 
-from jax_sa.cli import info, plan, replay
+from jax_sa.cli import info, plan, pool, replay
 from jax_sa.cli.output import printable
 
 
@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m jax_sa", description=__doc__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (info, replay, plan):
+    for command in (info, replay, pool, plan):
         command.add_parser(subparsers)
     args = parser.parse_args(argv)
     try:

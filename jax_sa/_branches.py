@@ -37,10 +37,16 @@ def run_branch(index: jax.Array, branches: Sequence[Branch], operand: Any) -> tu
 def _run_loops(branches: Sequence[Branch], index: jax.Array, operand: Any) -> tuple[Any, Any]:
     shapes, _ = jax.eval_shape(branches[0], operand)
     # Made from the index, so that inside shard_map they vary over mesh axes as it does.
-    result = jax.tree.map(lambda x: jnp.zeros_like(index, x.dtype, x.shape), shapes)
+    result = jax.tree.map(functools.partial(_zeros, index), shapes)
     for number, branch in enumerate(branches):
         result, operand = _run_if(index == number, branch, result, operand)
     return result, operand
+
+
+def _zeros(index: jax.Array, type_: jax.ShapeDtypeStruct) -> jax.Array:
+    zeros = jnp.zeros_like(index, type_.dtype, type_.shape)
+    is_split = type_.sharding is not None and any(type_.sharding.spec)  # mesh axes are Explicit
+    return jax.sharding.reshard(zeros, type_.sharding) if is_split else zeros
 
 
 def _run_if(chosen: jax.Array, branch: Branch, result: Any, operand: Any) -> tuple[Any, Any]:

@@ -6,12 +6,9 @@ import importlib
 import pathlib
 import re
 from types import ModuleType
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import jaxlib
-from jax.sharding import NamedSharding, PartitionSpec
 
 _OLDEST_FFI_VERSION = (0, 3)
 """Of the oldest jaxlib supported, which `pyproject.toml` pins to build with."""
@@ -31,21 +28,6 @@ class Platform:
 def target_name(op: str) -> str:
     """The name under which an op's handlers are registered on every platform."""
     return f"jax_sa_{op}"
-
-
-def result_type(
-    like: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.int32
-) -> jax.ShapeDtypeStruct:
-    """A result that, under shard_map, varies over the mesh axes that the argument `like` does."""
-    argument = jax.typeof(like)
-    if argument.sharding.mesh.empty:
-        return jax.ShapeDtypeStruct(shape, dtype)
-    return jax.ShapeDtypeStruct(
-        shape,
-        dtype,
-        sharding=NamedSharding(argument.sharding.mesh, PartitionSpec()),
-        manual_axis_type=argument.manual_axis_type,
-    )
 
 
 @functools.cache

@@ -1,36 +1,139 @@
-"""Refuses vmap of a target, in words that name the op and say what to do instead.
+"""A call under vmap: one call whose slots and rows are those of all elements of the vmapped axis.
 
-JAX would refuse it too, but with advice on an argument of `jax.ffi.ffi_call`, which a user of the
-op cannot set. What a target is called with passes through a primitive that does nothing, unless it
-is vmapped: so vmap is seen however deep in jit or in loops the call is.
+The states of all elements count as one state with the slots of one element after the other, and so
+do their rows; nothing is moved, and what is updated in place still is. A state that is the same for
+all elements is shared where it is only read, and repeated where it is updated. Targets whose
+operands belong to no table, such as `fused_copy`, are called for one element after the other.
 """
 
+import dataclasses
+import functools
+import math
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
-from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+from jax_sa import _partition
+from jax_sa._checks import INT32_MAX
+from jax_sa._target import ROW_AXIS, Target, axis_shapes
 
 
-def refuse_vmap(op: str, instead: str, operands: Sequence[jax.Array]) -> list[jax.Array]:
-    """`operands` as they are; NotImplementedError wherever one of them is vmapped.
+def run(target: Target, *operands: jax.Array) -> list[jax.Array]:
+    """Calls the target on operands that may be vmapped."""
+
+    @custom_vmap
+    def call(*operands: jax.Array) -> list[jax.Array]:
+        return _partition.run(target, *operands)
+
+    @call.def_vmap
+    def call_elements(
+        size: int, is_vmapped: Sequence[bool], *operands: jax.Array
+    ) -> tuple[list[jax.Array], list[bool]]:
+        return _run_elements(target, size, is_vmapped, *operands)
+
+    return call(*operands)
+
+
+def _run_elements(
+    target: Target, size: int, is_vmapped: Sequence[bool], *operands: jax.Array
+) -> tuple[list[jax.Array], list[bool]]:
+    """The results of all elements, with a leading axis of `size` unless they are the same for all.
 
     Args:
-      op: the op's public name.
-      instead: what to do instead of vmap, an imperative clause.
+      target: of one element.
+      size: the elements.
+      is_vmapped: for each operand, whether it has a leading axis of `size`.
       operands: of the target.
     """
-    return _not_vmapped.bind(*operands, op=op, instead=instead)
+    updated = {target.given[operand].role.axis for operand in target.updated}
+    joined = {operand.role.axis for operand, v in zip(target.given, is_vmapped, strict=True) if v}
+    joined |= updated | {ROW_AXIS}
+    if target.rows_are_entries and target.table not in joined:
+        target, is_vmapped, operands = _with_ids(target, is_vmapped, operands)
+    if None in joined or (target.rows_are_entries and target.table not in joined):
+        return _run_in_turn(target, size, is_vmapped, operands)
+
+    shapes = axis_shapes(
+        target, [_element(v, x) for v, x in zip(is_vmapped, operands, strict=True)]
+    )
+    arguments = []
+    for operand, v, value in zip(target.given, is_vmapped, operands, strict=True):
+        if operand.role.axis in joined:
+            value = value if v else jnp.broadcast_to(value, (size, *value.shape))
+            if operand.role.names in joined:
+                value = _joined_ids(value, math.prod(shapes[operand.role.names]))
+        arguments.append(value)
+    return run(_join(target, joined), *arguments), [r.axis in joined for r in target.result_roles]
 
 
-def _refuse(arguments: Any, axes: Any, *, op: str, instead: str) -> NoReturn:
-    raise NotImplementedError(f"{op}: expected a call without vmap, got one under vmap: {instead}")
+def _join(target: Target, joined: set[str | None]) -> Target:
+    """The target with one more vmapped axis in all operands and results of some axes."""
+
+    def join(part: Any) -> Any:
+        if isinstance(part, int) or part.role.axis not in joined:
+            return part
+        return part._replace(role=part.role._replace(vmapped=part.role.vmapped + 1))
+
+    return dataclasses.replace(
+        target, operands=tuple(map(join, target.operands)), results=tuple(map(join, target.results))
+    )
 
 
-_not_vmapped = Primitive("jax_sa_not_vmapped")
-_not_vmapped.multiple_results = True
-_not_vmapped.def_impl(lambda *operands, op, instead: operands)
-_not_vmapped.def_abstract_eval(lambda *types, op, instead: types)
-batching.primitive_batchers[_not_vmapped] = _refuse
-mlir.register_lowering(_not_vmapped, lambda context, *operands, op, instead: operands)
+def _with_ids(
+    target: Target, is_vmapped: Sequence[bool], operands: Sequence[jax.Array]
+) -> tuple[Target, list[bool], list[jax.Array]]:
+    """The same call, but with ids that say that row b is entry b, so that rows can be joined."""
+    is_vmapped, operands, position = list(is_vmapped), list(operands), 0
+    for number, operand in enumerate(target.operands):
+        if operand.role.names == target.table:
+            shape = axis_shapes(target, operands)[target.table]
+            ids = jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
+            named = (*target.operands[:number], operand._replace(is_given=True))
+            target = dataclasses.replace(target, operands=(*named, *target.operands[number + 1 :]))
+            is_vmapped.insert(position, False)
+            operands.insert(position, ids)
+            break
+        position += operand.is_given
+    return target, is_vmapped, operands
+
+
+def _joined_ids(ids: jax.Array, entries: int) -> jax.Array:
+    """Ids of each element's `entries`, as ids of all; INT32_MAX for one that is out of range."""
+    first = entries * jax.lax.broadcasted_iota(jnp.int32, ids.shape, 0)
+    in_range = (ids >= 0) & (ids < entries)
+    return jnp.where(in_range, first + ids, jnp.where(ids == -1, -1, INT32_MAX))
+
+
+def _run_in_turn(
+    target: Target, size: int, is_vmapped: Sequence[bool], operands: Sequence[jax.Array]
+) -> tuple[list[jax.Array], list[bool]]:
+    """The results of one element after the other, those updated in place in a loop's carry."""
+    elements = [_element(v, x) for v, x in zip(is_vmapped, operands, strict=True)]
+    types = jax.eval_shape(functools.partial(run, target), *elements)
+    carry = [jnp.zeros_like(operands[0], t.dtype, (size, *t.shape)) for t in types]
+    for operand, result in target.updated.items():
+        value = operands[operand]
+        carry[result] = (
+            value if is_vmapped[operand] else jnp.broadcast_to(value, carry[result].shape)
+        )
+
+    def body(i: jax.Array, carry: list[jax.Array]) -> list[jax.Array]:
+        def element(number: int) -> jax.Array:
+            if number in target.updated:
+                return carry[target.updated[number]][i]
+            return operands[number][i] if is_vmapped[number] else operands[number]
+
+        results = run(target, *map(element, range(len(operands))))
+        return [
+            jax.lax.dynamic_update_index_in_dim(all_, result, i, 0)
+            for all_, result in zip(carry, results, strict=True)
+        ]
+
+    return jax.lax.fori_loop(0, size, body, carry), [True] * len(carry)
+
+
+def _element(is_vmapped: bool, value: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(value.shape[1:] if is_vmapped else value.shape, value.dtype)

@@ -10,13 +10,16 @@ status could say so, nothing does: a slot id must be -1 or in 0..S-1.
 """
 
 import dataclasses
+import enum
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_sa._call import Argument, call, leaves_of
 from jax_sa._checks import (
     INT32_MAX,
     check_array,
@@ -25,8 +28,8 @@ from jax_sa._checks import (
     check_int,
     check_positive_float,
 )
-from jax_sa._targets import result_type, target_name
-from jax_sa._vmap import refuse_vmap
+from jax_sa._target import GROUP_IDS, GROUPS, ROWS, SLOT_IDS, SLOTS, Result
+from jax_sa.pool import Pool, check_pool
 from jax_sa.state import State, check_state
 
 DRAFT_FILL = 0
@@ -35,10 +38,18 @@ DRAFT_FILL = 0
 MAX_DRAFT = 2**16
 """The largest `max_draft`."""
 
-INSTEAD_OF_VMAP = (
-    "give it one state whose slot axis holds all texts, with a row for each, "
-    "or with `slots` that say whose each row is"
-)
+
+class Source(enum.IntEnum):
+    """Values of `Draft.source`: where the drafted tokens come from."""
+
+    NONE = 0
+    """Nowhere: there is no match, and so no draft."""
+    OWN = 1
+    """The row's own text."""
+    POOL = 2
+    """A text in the pool."""
+    NEURAL = 3
+    """A neural drafter."""
 
 
 @jax.tree_util.register_dataclass
@@ -54,7 +65,10 @@ class Draft:
     """int32[B] tokens of the suffix that occurred before; 0 without a match."""
     match_end: jax.Array
     """int32[B] tokens of the text up to the earlier occurrence's end, so the index in the text of
-    the first drafted token; 0 without a match."""
+    the first drafted token; in a draft from a pool, its index in the group's `Pool.ring`. 0 without
+    a match."""
+    source: jax.Array
+    """int32[B] a `Source`: where the match is, even if a limit of 0 leaves no tokens of it."""
 
 
 def extend(
@@ -78,8 +92,13 @@ def extend(
       ValueError, TypeError: at trace time, for a wrong shape or dtype.
     """
     check_state(state)
-    tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
-    _, state = _call("extend", (tokens, lengths, slots), state, updates=True)
+    _check_text(state, tokens, lengths, slots)
+    operands = [
+        Argument("tokens", ROWS, tokens),
+        Argument("lengths", ROWS, lengths),
+        Argument("slots", SLOT_IDS, slots),
+    ]
+    _, state = _call("extend", operands, state, updates=True)
     return state
 
 
@@ -94,6 +113,8 @@ def lookup(
     occurrence: str = "recent",
     draft_factor: float | None = None,
     periodic: bool = True,
+    pool: Pool | None = None,
+    groups: jax.Array | None = None,
 ) -> Draft:
     """Finds the longest suffix of each text that occurred before, and drafts what followed it.
 
@@ -109,9 +130,18 @@ def lookup(
       occurrence: which earlier occurrence to follow, "first" or "recent". The most recent end of a
         suffix is kept up to date for as long as it is among the text's `WINDOW` longest repeated
         ones; beyond them, an earlier end may be followed.
-      draft_factor: drafts at most `ceil(draft_factor * match_length)` tokens. None: no limit.
+      draft_factor: drafts at most `ceil(draft_factor * match_length)` tokens, and of a match in
+        the pool, which is less trustworthy, `ceil(draft_factor / 2 * match_length)`. None: no
+        limit.
       periodic: where the continuation reaches the end of the text, go on with its beginning
-        (the text then repeats with that period) instead of stopping there.
+        (the text then repeats with that period) instead of stopping there. A draft from the pool
+        always stops at the end of its text.
+      pool: of G groups, which is only read. Where the longest suffix that occurs in the pool is
+        longer than the one in the row's own text, the draft comes from the pool: there it is found
+        by `NGRAM_LENGTHS`, compared up to `MAX_POOL_MATCH` tokens, and of equally long ones the
+        most recent is followed. None: the text alone.
+      groups: int32[B] the group that each row may see, 0..G-1; -1, or any other, for none. None:
+        group 0 for all rows.
 
     Raises:
       ValueError, TypeError: at trace time, naming the argument.
@@ -120,10 +150,14 @@ def lookup(
     max_draft, attributes = check_lookup(
         max_draft, min_match, max_match, occurrence, draft_factor, periodic
     )
-    rows, slots = _check_slots(state, slots)
-    limits = _check_limits(rows, limits)
-    drafted = _draft_types(state, rows, max_draft)
-    results, _ = _call("lookup", (slots, limits), state, drafted, attributes)
+    rows = _check_slots(state, slots)
+    _check_limits(rows, limits)
+    operands = [
+        Argument("slots", SLOT_IDS, slots),
+        Argument("limits", ROWS, limits),
+        *_check_seen(rows, pool, groups),
+    ]
+    results, _ = _call("lookup", operands, state, _draft_results(max_draft), attributes)
     return Draft(*results)
 
 
@@ -140,6 +174,8 @@ def extend_lookup(
     occurrence: str = "recent",
     draft_factor: float | None = None,
     periodic: bool = True,
+    pool: Pool | None = None,
+    groups: jax.Array | None = None,
 ) -> tuple[State, Draft]:
     """`extend`, then `lookup` of the same rows, in one kernel launch.
 
@@ -150,12 +186,17 @@ def extend_lookup(
     max_draft, attributes = check_lookup(
         max_draft, min_match, max_match, occurrence, draft_factor, periodic
     )
-    tokens, lengths, slots = _check_text(state, tokens, lengths, slots)
-    limits = _check_limits(tokens.shape[0], limits)
-    drafted = _draft_types(state, tokens.shape[0], max_draft)
-    results, state = _call(
-        "extend_lookup", (tokens, lengths, slots, limits), state, drafted, attributes, updates=True
-    )
+    rows = _check_text(state, tokens, lengths, slots)
+    _check_limits(rows, limits)
+    operands = [
+        Argument("tokens", ROWS, tokens),
+        Argument("lengths", ROWS, lengths),
+        Argument("slots", SLOT_IDS, slots),
+        Argument("limits", ROWS, limits),
+        *_check_seen(rows, pool, groups),
+    ]
+    drafted = _draft_results(max_draft)
+    results, state = _call("extend_lookup", operands, state, drafted, attributes, updates=True)
     return state, Draft(*results)
 
 
@@ -171,7 +212,7 @@ def reset(state: State, slots: jax.Array) -> State:
     """
     check_state(state)
     check_array("slots", slots, jnp.int32, ("B",))
-    _, state = _call("reset", (slots,), state, updates=True)
+    _, state = _call("reset", [Argument("slots", SLOT_IDS, slots)], state, updates=True)
     return state
 
 
@@ -191,7 +232,8 @@ def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
     check_state(state)
     (rows,) = check_array("src", src, jnp.int32, ("B",))
     check_array("dst", dst, jnp.int32, (rows,))
-    _, state = _call("copy_slots", (src, dst), state, updates=True)
+    operands = [Argument("src", SLOT_IDS, src), Argument("dst", SLOT_IDS, dst)]
+    _, state = _call("copy_slots", operands, state, updates=True)
     return state
 
 
@@ -219,7 +261,11 @@ def insert(state: State, built: State, slot: jax.Array | int) -> State:
         check_array("slot", slot, jnp.int32, ())
     else:
         slot = np.int32(check_int("slot", slot, 0, state.num_slots - 1))
-    _, state = _call("insert", (jnp.asarray(slot), *jax.tree.leaves(built)), state, updates=True)
+    operands = [
+        Argument("slot", SLOT_IDS, jnp.asarray(slot)[None]),
+        *leaves_of("built", ROWS, built),
+    ]
+    _, state = _call("insert", operands, state, updates=True)
     return state
 
 
@@ -243,10 +289,10 @@ def read_tokens(
     """
     check_state(state)
     length = check_int("length", length, 1)
-    rows, slots = _check_slots(state, slots)
+    rows = _check_slots(state, slots)
     check_array("starts", starts, jnp.int32, (rows,))
-    types = [result_type(state.length, (rows, length))]
-    (tokens,), _ = _call("read_tokens", (starts, slots), state, types)
+    operands = [Argument("starts", ROWS, starts), Argument("slots", SLOT_IDS, slots)]
+    (tokens,), _ = _call("read_tokens", operands, state, [Result(ROWS, (length,))])
     return tokens
 
 
@@ -274,35 +320,48 @@ def validate(state: State) -> jax.Array:
       ValueError, TypeError: at trace time, if the arrays do not belong together.
     """
     check_state(state)
-    scratch = [jax.typeof(leaf) for leaf in jax.tree.leaves(state)]
-    types = [result_type(state.length, (state.num_slots,)), *scratch]
-    (invalid, *_), _ = _call("validate", (), state, types)
+    scratch = [Result(SLOTS, leaf.shape[1:]) for leaf in jax.tree.leaves(state)]
+    (invalid, *_), _ = _call("validate", [], state, [Result(ROWS, ()), *scratch])
     return invalid
 
 
-def _check_text(
-    state: State, tokens: Any, lengths: Any, slots: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    rows, slots = _check_slots(state, slots)
+def _check_text(state: State, tokens: Any, lengths: Any, slots: Any) -> int:
+    """The rows of a call."""
+    rows = _check_slots(state, slots)
     check_array("tokens", tokens, jnp.int32, (rows, "T"))
     check_array("lengths", lengths, jnp.int32, (rows,))
-    return tokens, lengths, slots
+    return rows
 
 
-def _check_slots(state: State, slots: Any) -> tuple[int, jax.Array]:
-    """The rows of a call, and `slots` as the targets take it: empty where rows are slots."""
+def _check_slots(state: State, slots: Any) -> int:
+    """The rows of a call."""
     if slots is None:
-        return state.num_slots, jnp.zeros((0,), jnp.int32)
+        return state.num_slots
     (rows,) = check_array("slots", slots, jnp.int32, ("B",))
-    return rows, slots
+    return rows
 
 
-def _check_limits(rows: int, limits: Any) -> jax.Array:
-    """`limits` as the targets take them: empty where there are none."""
-    if limits is None:
-        return jnp.zeros((0,), jnp.int32)
-    check_array("limits", limits, jnp.int32, (rows,))
-    return limits
+def _check_limits(rows: int, limits: Any) -> None:
+    if limits is not None:
+        check_array("limits", limits, jnp.int32, (rows,))
+
+
+def _check_seen(rows: int, pool: Any, groups: Any) -> list[Argument]:
+    """What rows see of a pool, as the targets take it."""
+    if pool is None:
+        if groups is not None:
+            raise ValueError("groups: expected a pool whose groups they are, got none")
+    else:
+        check_pool(pool)
+        if groups is None:
+            groups = jnp.zeros(rows, jnp.int32)
+        check_array("groups", groups, jnp.int32, (rows,))
+    return [
+        Argument("groups", GROUP_IDS, groups),
+        Argument("pool.ring", GROUPS, None if pool is None else pool.ring, rank=2),
+        Argument("pool.head", GROUPS, None if pool is None else pool.head),
+        Argument("pool.table", GROUPS, None if pool is None else pool.table, rank=3),
+    ]
 
 
 def check_lookup(
@@ -332,30 +391,24 @@ def check_lookup(
     }
 
 
-def _draft_types(state: State, rows: int, max_draft: int) -> list[jax.ShapeDtypeStruct]:
-    shapes = ((rows, max_draft), (rows,), (rows,), (rows,))
-    return [result_type(state.length, shape) for shape in shapes]
+def _draft_results(max_draft: int) -> list[Result]:
+    """What the fields of a `Draft` are."""
+    return [Result(ROWS, (max_draft,)), *[Result(ROWS, ())] * 4]
 
 
 def _call(
     op: str,
-    arguments: tuple[jax.Array, ...],
+    operands: Sequence[Argument],
     state: State,
-    results: list[jax.ShapeDtypeStruct] | None = None,
+    results: Sequence[Result] = (),
     attributes: dict[str, Any] | None = None,
     *,
     updates: bool = False,
 ) -> tuple[list[jax.Array], State]:
-    """Calls a target with the state's leaves last; an update aliases every one of them."""
-    results = results or []
-    leaves, structure = jax.tree.flatten(state)
-    outputs = jax.ffi.ffi_call(
-        target_name(op),
-        results + [jax.typeof(leaf) for leaf in leaves] * updates,
-        input_output_aliases={len(arguments) + i: len(results) + i for i in range(len(leaves))}
-        if updates
-        else None,
-    )(*refuse_vmap(op, INSTEAD_OF_VMAP, [*arguments, *leaves]), **(attributes or {}))
+    """Calls a target with the state's leaves last; an update has them as its last results."""
+    leaves = leaves_of("state", SLOTS, state)
+    updated = range(len(operands), len(operands) + len(leaves)) if updates else ()
+    outputs = call(op, SLOTS, [*operands, *leaves], [*results, *updated], attributes)
     if updates:
-        state = jax.tree.unflatten(structure, outputs[len(results) :])
+        state = State(*outputs[len(results) :])
     return outputs[: len(results)], state

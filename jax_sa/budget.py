@@ -10,13 +10,21 @@ import jax
 import jax.numpy as jnp
 
 from jax_sa._checks import check_array, check_int
-from jax_sa.automaton import DRAFT_FILL, Draft
+from jax_sa._explicit import follow_rows
+from jax_sa.automaton import DRAFT_FILL, Draft, Source
 
 FAILURE_RATE = 1.6
 """A drafted token fails with chance `FAILURE_RATE / (match length + its place in the draft)`.
 
 Measured as 1.4 to 1.8 for matches of up to 8 tokens on two sets of recorded responses of language
 models, and 0.8 to 1.2 for longer ones, where it hardly matters."""
+
+POOL_FAILURE_RATE = 2.2
+"""`FAILURE_RATE` of a token drafted from a pool, measured on the same responses."""
+
+POOL_WEIGHT = 0.5
+"""A match in a pool is worth drafting this much of what one in the row's own text is. Measured on
+the same responses; `lookup` scales its `draft_factor` by the same."""
 
 NEURAL_MATCH_LENGTH = 3
 """A neural draft is as trustworthy as the automaton's after a match of so many tokens."""
@@ -88,6 +96,7 @@ def survival(draft: Draft, strain: jax.Array) -> jax.Array:
     return jnp.cumprod(holds, axis=1)
 
 
+@follow_rows()
 def share_budget(
     draft: Draft, budget: jax.Array | int, *, weights: jax.Array | None = None
 ) -> Draft:
@@ -96,13 +105,14 @@ def share_budget(
     Row b keeps `min(length, round(f * weight * min(match_length, 64)))` tokens, with the largest
     factor f for which their sum is at most the budget. The chance that a draft goes on falls like
     one over match length and place, so this verifies the tokens that are likeliest to hold. A row
-    whose draft is neural counts as one with a match of `NEURAL_MATCH_LENGTH` tokens.
+    whose draft is neural counts as one with a match of `NEURAL_MATCH_LENGTH` tokens, and one whose
+    draft is from a pool as one with `POOL_WEIGHT` of its weight.
 
     Args:
       draft: of B rows and K tokens.
       budget: drafted tokens of all rows together, an int of at least 0, or int32[] on the device
         (below 0 counts as 0), so that nothing is recompiled when it changes.
-      weights: float32[B], above 0, such as 1/2 for a draft from a less trusted source. None: 1.
+      weights: float32[B], above 0, such as 1/2 for a row whose drafts fail more often. None: 1.
 
     Returns:
       The draft with `length` and `tokens` cut.
@@ -126,7 +136,8 @@ def shared_lengths(draft: Draft, budgets: jax.Array, weights: jax.Array) -> jax.
     if draft.length.shape[0] == 1:  # the one row has all of it
         return jnp.clip(budgets[:, None], 0, draft.length[None])
     match = jnp.clip(_match_length(draft), 1.0, MAX_COUNTED_MATCH)
-    scale = weights * match  # the tokens that f = 1 keeps
+    trust = jnp.where(draft.source == Source.POOL, POOL_WEIGHT, 1.0).astype(jnp.float32)
+    scale = weights * trust * match  # the tokens that f = 1 keeps
     drafted = draft.length.astype(jnp.float32)
 
     def lengths(factor: jax.Array) -> jax.Array:
@@ -182,6 +193,7 @@ def estimate_costs(tokens: Any, platform: str) -> jax.Array:
     return 1.0 + per_token * jnp.asarray(tokens, jnp.float32)
 
 
+@follow_rows()
 def cut_draft(draft: Draft, lengths: jax.Array) -> Draft:
     """The draft with at most int32[B] `lengths` tokens in each row."""
     length = jnp.clip(lengths, 0, draft.length)
@@ -190,15 +202,16 @@ def cut_draft(draft: Draft, lengths: jax.Array) -> Draft:
 
 
 def _match_length(draft: Draft) -> jax.Array:
-    """float32[B]; a draft without a match is neural."""
-    neural = (draft.match_length == 0) & (draft.length > 0)
+    """float32[B]; a neural draft counts as one with a match."""
+    neural = draft.source == Source.NEURAL
     return jnp.where(neural, NEURAL_MATCH_LENGTH, draft.match_length).astype(jnp.float32)
 
 
 def _failure(draft: Draft) -> jax.Array:
     """float32[B, K] the chance that a drafted token fails if all before it held."""
     distance = _match_length(draft)[:, None] + _places(draft).astype(jnp.float32)
-    return jnp.minimum(FAILURE_RATE / distance, 1.0)
+    rate = jnp.where(draft.source == Source.POOL, POOL_FAILURE_RATE, FAILURE_RATE)
+    return jnp.minimum(rate.astype(jnp.float32)[:, None] / distance, 1.0)
 
 
 def _places(draft: Draft) -> jax.Array:

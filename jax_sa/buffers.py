@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_sa._call import Argument, call
 from jax_sa._checks import check_array, check_int
 from jax_sa._dtypes import has_whole_bytes
-from jax_sa._targets import result_type, target_name
-from jax_sa._vmap import refuse_vmap
-
-INSTEAD_OF_VMAP = "give it all copies as leaves of one pytree"
+from jax_sa._target import WHOLE, Result
 
 _FILL_BYTES = 16
 """The bytes of a fill that the target gets; an item of any dtype fits a whole number of times."""
@@ -96,11 +94,14 @@ def fused_copy(
             strict=True,
         )
     ]
-    outputs = jax.ffi.ffi_call(
-        target_name("fused_copy"),
-        [*map(jax.typeof, to), result_type(to[0], (len(to),), jnp.bool_)],
-        input_output_aliases={len(scalars) + len(to) + i: i for i in range(len(to))},
-    )(*refuse_vmap("fused_copy", INSTEAD_OF_VMAP, [*scalars, *from_, *to]), **_attributes(plans))
+    arguments = [
+        *(Argument("rows or columns", WHOLE, scalar) for scalar in scalars),
+        *(Argument(f"sources{name}", WHOLE, x) for name, x in zip(names, from_, strict=True)),
+        *(Argument(f"destinations{name}", WHOLE, x) for name, x in zip(names, to, strict=True)),
+    ]
+    updated = range(len(arguments) - len(to), len(arguments))
+    clamped = Result(WHOLE, (len(to),), jnp.bool_)
+    outputs = call("fused_copy", WHOLE, arguments, [*updated, clamped], _attributes(plans))
     return Copied(jax.tree.unflatten(structure, outputs[:-1]), outputs[-1])
 
 
@@ -207,11 +208,12 @@ def _plan_axis(
     return both, known[0] if known else len(scalars) - 1
 
 
-def _attributes(plans: Sequence[_Plan]) -> dict[str, np.ndarray]:
-    """The plans as the target's attributes, int64 always: XLA compares attributes by value only."""
+def _attributes(plans: Sequence[_Plan]) -> dict[str, tuple[int, ...]]:
+    """The plans as the target's attributes."""
+    columns = zip(*map(dataclasses.astuple, plans), strict=True)
     return {
-        field.name: np.array([getattr(plan, field.name) for plan in plans], np.int64).ravel()
-        for field in dataclasses.fields(_Plan)
+        field.name: tuple(np.array(column, np.int64).ravel().tolist())
+        for field, column in zip(dataclasses.fields(_Plan), columns, strict=True)
     }
 
 

@@ -18,10 +18,12 @@ import jax.numpy as jnp
 from jax_sa import budget
 from jax_sa._branches import run_branch
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
+from jax_sa._explicit import follow_rows
 from jax_sa._options import DraftOptions, normalise
 from jax_sa._shard_map import vary, varying_axes
 from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup, reset
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
+from jax_sa.pool import Pool, check_pool
 from jax_sa.sampling import Sampling, check_sampling
 from jax_sa.state import State, check_state
 from jax_sa.verify import (
@@ -178,6 +180,8 @@ class Decoder(DraftOptions):
         limits: jax.Array | None = None,
         sampling: Sampling | None = None,
         costs: jax.Array | None = None,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
     ) -> Generation:
         """Generates from prompts, in one jitted `lax.while_loop`, as decoding without drafts would.
 
@@ -202,6 +206,10 @@ class Decoder(DraftOptions):
             them; with a drafter float32[1 + W], the first of the narrowest step without it. A cost
             that is not above 0, or is infinite or NaN, rules its step out. None: an estimate for
             the default backend.
+          pool: texts that the automata's drafts may come from too, as in `jax_sa.lookup`. It is
+            only read; `jax_sa.insert_slots(pool, generation.state, slots)` puts what was generated
+            into it afterwards. None: no pool.
+          groups: int32[B] the group of the pool that each row may see. None: group 0.
 
         Returns:
           The generation, every row finished.
@@ -212,8 +220,10 @@ class Decoder(DraftOptions):
         request = _check_request(
             _Request(prompts, prompt_lengths, limits, sampling, max_new_tokens), cache, state
         )
-        generation = self._init(params, request, cache, state)
-        return self._run(params, generation, costs, jnp.asarray(INT32_MAX, jnp.int32))
+        _check_pool(state, pool)
+        generation = self._init(params, request, cache, state, pool, groups)
+        most = jnp.asarray(INT32_MAX, jnp.int32)
+        return self._run(params, generation, costs, most, pool, groups)
 
     def calibrate(
         self,
@@ -225,6 +235,8 @@ class Decoder(DraftOptions):
         max_new_tokens: int,
         state: State | None = None,
         sampling: Sampling | None = None,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Calibration:
         """Measures the cost of a step of each width, on the user's model and device.
@@ -239,7 +251,9 @@ class Decoder(DraftOptions):
           cache: donated.
           max_new_tokens: G, at least 8.
           state: donated; its slots are emptied.
-          sampling: as in `generate`.
+          sampling: as in `generate`, like `pool` and `groups`.
+          pool: only read.
+          groups: int32[B].
           on_progress: called with the number of widths that were measured, and of all.
 
         Raises:
@@ -249,6 +263,7 @@ class Decoder(DraftOptions):
         request = _check_request(
             _Request(prompts, prompt_lengths, None, sampling, max_new_tokens), cache, state
         )
+        _check_pool(state, pool)
         length = jnp.copy(cache.length)
 
         def buffers(generation: Generation | None) -> tuple[Any, State | None]:
@@ -260,11 +275,12 @@ class Decoder(DraftOptions):
             return dataclasses.replace(generation.cache, length=jnp.copy(length)), automata
 
         def restart(generation: Generation | None) -> Generation:
-            return self._init(params, request, *buffers(generation))
+            return self._init(params, request, *buffers(generation), pool, groups)
 
         def advance(generation: Generation, costs: jax.Array, steps: int) -> tuple[Generation, int]:
             before = int(jnp.max(generation.steps))
-            generation = self._run(params, generation, costs, jnp.asarray(steps, jnp.int32))
+            most = jnp.asarray(steps, jnp.int32)
+            generation = self._run(params, generation, costs, most, pool, groups)
             return generation, int(jnp.max(generation.steps)) - before
 
         num_costs = self._num_costs(state is not None)
@@ -282,6 +298,8 @@ class Decoder(DraftOptions):
         state: State | None = None,
         limits: jax.Array | None = None,
         sampling: Sampling | None = None,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
     ) -> Generation:
         """Reads all tokens of the prompts but the last, and drafts the tokens that follow it.
 
@@ -290,7 +308,8 @@ class Decoder(DraftOptions):
         request = _check_request(
             _Request(prompts, prompt_lengths, limits, sampling, max_new_tokens), cache, state
         )
-        return self._init(params, request, cache, state)
+        _check_pool(state, pool)
+        return self._init(params, request, cache, state, pool, groups)
 
     @functools.partial(jax.jit, static_argnames="self", donate_argnames="generation")
     def _run(
@@ -299,6 +318,8 @@ class Decoder(DraftOptions):
         generation: Generation,
         costs: jax.Array | None,
         max_steps: jax.Array,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
     ) -> Generation:
         """Goes on until every row is done, or for so many steps."""
         costs = self._costs(costs, generation)
@@ -309,17 +330,26 @@ class Decoder(DraftOptions):
 
         def body(carry: tuple[jax.Array, Generation]) -> tuple[jax.Array, Generation]:
             steps, generation = carry
-            return steps + 1, self.step(params, generation, costs)[0]
+            return steps + 1, self.step(params, generation, costs, pool=pool, groups=groups)[0]
 
         return jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), generation))[1]
 
     @functools.partial(jax.jit, static_argnames="self", donate_argnames=("cache", "state"))
-    def _init(self, params: Any, request: _Request, cache: Any, state: State | None) -> Generation:
+    def _init(
+        self,
+        params: Any,
+        request: _Request,
+        cache: Any,
+        state: State | None,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
+    ) -> Generation:
         request, cache, state = _vary_alike(request, cache, state)
         prompts, width = request.prompts, request.prompts.shape[1]
         has_prompt = (request.prompt_lengths >= 1) & (request.prompt_lengths <= width)
         prompt_lengths = jnp.where(has_prompt, request.prompt_lengths, 0)
-        limits = jnp.clip(request.limits, 0, request.max_new_tokens)
+        none = jnp.zeros_like(prompt_lengths)  # sharded as they are, like all that comes of it
+        limits = none + jnp.clip(request.limits, 0, request.max_new_tokens)
         finished = ~has_prompt | (limits == 0)
         before = jnp.maximum(prompt_lengths - 1, 0)
         last = jnp.take_along_axis(prompts, before[:, None], axis=1)[:, 0]
@@ -330,13 +360,15 @@ class Decoder(DraftOptions):
         neural = automaton = None
         if state is not None:
             state, automaton = extend_lookup(
-                state, prompts, prompt_lengths, **self.lookup_options()
+                *(state, prompts, prompt_lengths),
+                pool=pool,
+                groups=groups,
+                **self.lookup_options(),
             )
         if self.drafter is not None:
             neural, cache = self.drafter.prefill(params, prompts, before, last, cache)
-        none = jnp.zeros_like(limits)
         return Generation(
-            tokens=jnp.zeros_like(limits, shape=(limits.size, request.max_new_tokens)),
+            tokens=jnp.broadcast_to(none[:, None], (limits.size, request.max_new_tokens)),
             lengths=none,
             limits=limits,
             finished=finished,
@@ -354,14 +386,22 @@ class Decoder(DraftOptions):
 
     @functools.partial(jax.jit, static_argnames="self", donate_argnames="generation")
     def step(
-        self, params: Any, generation: Generation, costs: jax.Array | None = None
+        self,
+        params: Any,
+        generation: Generation,
+        costs: jax.Array | None = None,
+        *,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
     ) -> tuple[Generation, Accepted]:
         """Calls the model once, and emits the tokens of the draft that it confirms and one more.
 
         Args:
           params: the model's parameters, a pytree.
           generation: donated.
-          costs: as in `generate`.
+          costs: as in `generate`, like `pool` and `groups`.
+          pool: only read.
+          groups: int32[B].
 
         Returns:
           The generation, and the emitted tokens: at most 1 + K per row, all but the last of them
@@ -382,7 +422,10 @@ class Decoder(DraftOptions):
         state, automaton = generation.state, None
         if state is not None:
             state, automaton = extend_lookup(
-                state, emitted.tokens, emitted.length, **self.lookup_options()
+                *(state, emitted.tokens, emitted.length),
+                pool=pool,
+                groups=groups,
+                **self.lookup_options(),
             )
         lengths = generation.lengths + emitted.length
         finished = generation.finished | stopped | (lengths >= generation.limits)
@@ -434,9 +477,9 @@ class Decoder(DraftOptions):
         emitted, stopped = cut_at_stop(accepted, ~generation.finished, self.stop_tokens)
         cache, neural = _advance(cache, emitted.length), None
         if self.drafter is not None:
-            shape = (emitted.length.size, self.drafter.max_draft)
+            none = jnp.zeros_like(generation.draft.tokens[:, : self.drafter.max_draft])
             branches = (
-                lambda cache: (jnp.zeros_like(emitted.tokens, shape=shape), cache),
+                lambda cache: (none, cache),
                 lambda cache: self.drafter.draft(params, emitted, cache),
             )
             neural, cache = run_branch(use_drafter.astype(jnp.int32), branches, cache)
@@ -483,6 +526,7 @@ class Decoder(DraftOptions):
         saved = jnp.where(runs, 0.0, costs[1] - costs[0])
         return costs[1:] - saved, vary(runs, varying_axes(generation.lengths))
 
+    @follow_rows((False, True))
     def _choose(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Draft]:
         """The index of the width with the most expected tokens per cost, and the drafts cut to it.
 
@@ -498,6 +542,7 @@ class Decoder(DraftOptions):
         index = budget.best_width(jnp.sum(weight) + held, costs)
         return index, budget.cut_draft(draft, widths[index])
 
+    @follow_rows()
     def _draft(
         self, automaton: Draft | None, neural: jax.Array | None, use_neural: Any, left: jax.Array
     ) -> Draft:
@@ -507,7 +552,7 @@ class Decoder(DraftOptions):
             check_array("drafter's tokens", neural, jnp.int32, (rows, self.drafter.max_draft))
         if automaton is None:
             none = jnp.zeros_like(left)
-            automaton = Draft(jnp.zeros_like(left, shape=(rows, 0)), none, none, none)
+            automaton = Draft(jnp.zeros_like(left, shape=(rows, 0)), none, none, none, none)
         if neural is None:
             return budget.cut_draft(automaton, left - 1)
         both = merge_drafts(automaton, neural, self.threshold)
@@ -530,6 +575,8 @@ def generate(
     limits: jax.Array | None = None,
     sampling: Sampling | None = None,
     costs: jax.Array | None = None,
+    pool: Pool | None = None,
+    groups: jax.Array | None = None,
     **options: Any,
 ) -> Generation:
     """Generates from prompts: `jax_sa.Decoder(model, **options).generate(params, ...)`.
@@ -547,6 +594,8 @@ def generate(
         limits=limits,
         sampling=sampling,
         costs=costs,
+        pool=pool,
+        groups=groups,
     )
 
 
@@ -581,6 +630,15 @@ def _check_request(request: _Request, cache: Any, state: Any) -> _Request:
     )
 
 
+def _check_pool(state: State | None, pool: Any) -> None:
+    """Raises ValueError or TypeError unless a pool, if there is one, can be looked up."""
+    if pool is None:
+        return
+    check_pool(pool)
+    if state is None:
+        raise ValueError("pool: expected a state, whose texts are looked up in it, got none")
+
+
 def _vary_alike(
     request: _Request, cache: Any, state: State | None
 ) -> tuple[_Request, Any, State | None]:
@@ -598,13 +656,16 @@ def _advance(cache: Any, count: jax.Array) -> Any:
     return dataclasses.replace(cache, length=cache.length + count)
 
 
+@follow_rows()
 def _append(tokens: jax.Array, lengths: jax.Array, emitted: Accepted) -> jax.Array:
     """Writes the emitted tokens behind the first `lengths` of `tokens`."""
-    rows, width = emitted.tokens.shape
-    position = jnp.arange(width, dtype=jnp.int32)[None]
+    position = jnp.arange(emitted.tokens.shape[1], dtype=jnp.int32)[None]
     column = jnp.where(position < emitted.length[:, None], lengths[:, None] + position, INT32_MAX)
-    row = jnp.arange(rows, dtype=jnp.int32)[:, None]
-    return tokens.at[row, column].set(emitted.tokens, mode="drop")
+
+    def write(row: jax.Array, columns: jax.Array, values: jax.Array) -> jax.Array:
+        return row.at[columns].set(values, mode="drop")
+
+    return jax.vmap(write)(tokens, column, emitted.tokens)
 
 
 _reset = jax.jit(reset, donate_argnames="state")

@@ -10,12 +10,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from jax_sa._checks import INT32_MIN, check_array, check_int
+from jax_sa._checks import INT32_MIN, check_array, check_bool, check_int
 from jax_sa._options import DraftOptions, normalise
 from jax_sa.automaton import Draft, extend_lookup, insert, lookup
 from jax_sa.budget import cut_draft
 from jax_sa.host_build import build_on_host, check_tokens
+from jax_sa.pool import Pool, check_pool
+from jax_sa.pool_insert import insert_slots
 from jax_sa.state import State, get_state_size, init
 from jax_sa.verify import merge_drafts
 
@@ -43,6 +46,9 @@ class SAConfig(DraftOptions):
     seed: int = 0
     """The seed of every slot's hash, as in `jax_sa.init`: random where prompts come from
     strangers."""
+    sharding: Sharding | None = None
+    """The state's, as in `jax_sa.init`: replicated over the mesh of an engine whose parameters are
+    split, or split over its slots. None: on the default device."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,6 +69,8 @@ class _Batch(NamedTuple):
     """The slot of each row; -1 where its request was removed."""
     on_device: jax.Array
     """int32[B] the same, and -1 for the rows beyond."""
+    groups: jax.Array | None
+    """int32[B] the group of the pool that each row's request sees; None without a pool."""
 
 
 class SuffixAutomatonManager:
@@ -86,19 +94,26 @@ class SuffixAutomatonManager:
     An engine with a jitted step of its own gives it `manager.state`, donated, and the slots, and
     assigns the state that comes back to `manager.state`; where other threads use the manager, it
     does all of that under `with manager.lock`.
+
+    With a pool, a request drafts from the texts of its group too, and its own text joins them when
+    it is removed: see docs/pool.md for what that tells one request about another.
     """
 
     state: State
     """The automata of all slots, updated in place."""
+    pool: Pool | None
+    """The texts of requests that were removed, updated in place; None: no pool."""
     lock: threading.RLock
     """Held by every method while it reads or changes the manager."""
 
-    def __init__(self, config: SAConfig, max_num_requests: int):
-        """Allocates all slots on the default device.
+    def __init__(self, config: SAConfig, max_num_requests: int, *, pool: Pool | None = None):
+        """Allocates all slots.
 
         Args:
           config: the slots, and the options of their drafts.
           max_num_requests: B, the rows of a batch.
+          pool: as `jax_sa.init_pool` or `jax_sa.load` returns it, on the default device; it is
+            donated. None: no pool.
 
         Raises:
           ValueError, TypeError: naming the argument.
@@ -108,11 +123,21 @@ class SuffixAutomatonManager:
         self.config = config
         self.max_num_requests = check_int("max_num_requests", max_num_requests, 1)
         self.lock = threading.RLock()
-        state = init(config.max_slots, config.max_seq_len, seed=config.seed)
+        state = init(
+            config.max_slots, config.max_seq_len, seed=config.seed, sharding=config.sharding
+        )
         # Bound to its device as what a step returns is, or its first use would be compiled apart.
-        self._sharding = state.length.sharding
-        self.state = jax.device_put(state, self._sharding)
+        sharding = state.length.sharding
+        self.state = jax.device_put(state, sharding)
+        # What is not split over the slots is on all devices of the state.
+        is_named = isinstance(sharding, NamedSharding)
+        self._whole = sharding.update(spec=PartitionSpec()) if is_named else sharding
+        if pool is not None:
+            check_pool(pool)
+            pool = jax.device_put(pool, self._whole)
+        self.pool = pool
         self._slot_of: dict[Hashable, int] = {}
+        self._group_of_slot: dict[int, int] = {}
         self._free_slots = list(range(config.max_slots))
         self._batch = self._make_batch([])
         self._is_open = True
@@ -131,7 +156,7 @@ class SuffixAutomatonManager:
         with self.lock:
             self._is_open = False
             self._slot_of, self._free_slots = {}, []
-            self.state = self._batch = None
+            self.state = self.pool = self._batch = None
 
     @property
     def state_size(self) -> int:
@@ -144,7 +169,9 @@ class SuffixAutomatonManager:
         with self._opened():
             return len(self._free_slots)
 
-    def add_request(self, request_id: Hashable, tokens: Sequence[int] | np.ndarray) -> int:
+    def add_request(
+        self, request_id: Hashable, tokens: Sequence[int] | np.ndarray, *, group: int = 0
+    ) -> int:
         """Gives a request a slot that holds its tokens.
 
         The automaton is built on the host while the device goes on with its work, then copied into
@@ -154,23 +181,29 @@ class SuffixAutomatonManager:
         Args:
           request_id: anything hashable.
           tokens: 0..N ints.
+          group: of the pool, which the request sees and goes into; -1 for none. Without a pool, of
+            no account.
 
         Returns:
           The slot, which may be the engine's own for the request's keys and values too.
 
         Raises:
-          ValueError: the id is in use, no slot is free, or the tokens are too many or no int32.
+          ValueError: the id is in use, no slot is free, the tokens are too many or no int32, or
+            there is no such group.
           TypeError: the tokens are no ints.
         """
         with self._opened():
             self._free_slot_for(request_id)  # or no automaton is worth building
+            most = 0 if self.pool is None else self.pool.num_groups - 1
+        group = check_int("group", group, -1, most)
         tokens = check_tokens(tokens, self.config.max_seq_len)
         built = build_on_host(tokens, self.config.max_seq_len, seed=self.config.seed)
-        built = jax.device_put(built, self._sharding)
+        built = jax.device_put(built, self._whole)
         with self._opened():
             slot = self._free_slot_for(request_id)
             self.state = _insert(self.state, built, np.int32(slot))
             self._slot_of[request_id] = slot
+            self._group_of_slot[slot] = group
             self._free_slots.remove(slot)
             return slot
 
@@ -217,8 +250,9 @@ class SuffixAutomatonManager:
         """
         self._check_limits(limits)
         with self._opened():
-            slots = self._batch.on_device
-            return _lookup(self.config, self.state, slots, neural_draft, limits)
+            batch = self._batch
+            seen = (self.pool, batch.groups)
+            return _lookup(self.config, self.state, batch.on_device, neural_draft, limits, *seen)
 
     def extend(
         self,
@@ -243,9 +277,10 @@ class SuffixAutomatonManager:
         check_array("lengths", lengths, jnp.int32, (self.max_num_requests,))
         self._check_limits(limits)
         with self._opened():
-            slots = self._batch.on_device
+            batch = self._batch
+            rows = (tokens, lengths, batch.on_device, neural_draft, limits)
             self.state, draft = _extend_lookup(
-                self.config, self.state, tokens, lengths, slots, neural_draft, limits
+                self.config, self.state, *rows, self.pool, batch.groups
             )
             return draft
 
@@ -253,18 +288,30 @@ class SuffixAutomatonManager:
         if limits is not None:
             check_array("limits", limits, jnp.int32, (self.max_num_requests,))
 
-    def remove_request(self, request_id: Hashable) -> None:
+    def remove_request(self, request_id: Hashable, *, insert: bool = True, start: int = 0) -> None:
         """Frees the request's slot; its row of the batch, if it has one, is skipped from now on.
 
+        Args:
+          request_id: of `add_request`.
+          insert: whether the request's text goes into the pool, where there is one and the request
+            has a group.
+          start: tokens at the text's beginning that do not, such as those of the prompt. Beyond the
+            text's end nothing does.
+
         Raises:
-          ValueError: the id is unknown.
+          ValueError: the id is unknown, or `start` is below 0.
+          TypeError: an argument is of another type.
         """
+        insert, start = check_bool("insert", insert), check_int("start", start, 0)
         with self._opened():
             slot = self._slot(request_id)
             batch = self._batch
             if slot in batch.slots:
                 batch = self._make_batch([-1 if other == slot else other for other in batch.slots])
-            del self._slot_of[request_id]
+            if self.pool is not None and insert:
+                numbers = np.int32([slot, start, self._group_of_slot[slot]])
+                self.pool = _insert_slot(self.pool, self.state, *numbers)
+            del self._slot_of[request_id], self._group_of_slot[slot]
             self._batch = batch
             self._free_slots.append(slot)
 
@@ -292,12 +339,25 @@ class SuffixAutomatonManager:
         return self._slot_of[request_id]
 
     def _make_batch(self, slots: list[int]) -> _Batch:
-        rows = np.full(self.max_num_requests, -1, np.int32)
+        rows, groups = np.full((2, self.max_num_requests), -1, np.int32)
         rows[: len(slots)] = slots
-        return _Batch(slots, jnp.asarray(rows))
+        if self.pool is None:
+            return _Batch(slots, jax.device_put(rows, self._whole), None)
+        groups[: len(slots)] = [self._group_of_slot.get(slot, -1) for slot in slots]
+        return _Batch(slots, jax.device_put(rows, self._whole), jax.device_put(groups, self._whole))
 
 
 _insert = jax.jit(insert, donate_argnames="state")
+
+
+@functools.partial(jax.jit, donate_argnames="pool")
+def _insert_slot(
+    pool: Pool, state: State, slot: jax.Array, start: jax.Array, group: jax.Array
+) -> Pool:
+    """The pool with the text of a slot from `start` on."""
+    length = state.length[slot]
+    start = jnp.minimum(start, length)[None]
+    return insert_slots(pool, state, slot[None], starts=start, groups=group[None])
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -307,8 +367,10 @@ def _lookup(
     slots: jax.Array,
     neural_draft: Draft | jax.Array | None,
     limits: jax.Array | None,
+    pool: Pool | None,
+    groups: jax.Array | None,
 ) -> Draft:
-    draft = lookup(state, slots=slots, **config.lookup_options())
+    draft = lookup(state, slots=slots, pool=pool, groups=groups, **config.lookup_options())
     return _merge(config, draft, neural_draft, limits)
 
 
@@ -321,8 +383,11 @@ def _extend_lookup(
     slots: jax.Array,
     neural_draft: Draft | jax.Array | None,
     limits: jax.Array | None,
+    pool: Pool | None,
+    groups: jax.Array | None,
 ) -> tuple[State, Draft]:
-    state, draft = extend_lookup(state, tokens, lengths, slots=slots, **config.lookup_options())
+    options = {"slots": slots, "pool": pool, "groups": groups} | config.lookup_options()
+    state, draft = extend_lookup(state, tokens, lengths, **options)
     return state, _merge(config, draft, neural_draft, limits)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jax_sa import budget
 from jax_sa._branches import run_branch
-from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
+from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_choice, check_int
 from jax_sa._options import DraftOptions, normalise
 from jax_sa.automaton import Draft, extend_lookup
 from jax_sa.cache_schema import BlockTable
@@ -40,12 +40,14 @@ from jax_sa.packed_rows import (
     append_tokens,
     can_fit,
     idle_rows,
+    insert_texts,
     own_tokens,
     plan_step,
     release,
     row_capacity,
 )
 from jax_sa.packing import pack
+from jax_sa.pool import Pool, check_pool
 from jax_sa.sampling import Sampling, check_sampling, spread
 from jax_sa.seqlens import expand_seqlens
 from jax_sa.state import State, check_state
@@ -122,6 +124,9 @@ class PackedDecoder(DraftOptions):
     """A row ends with the first of them that it emits."""
     budget: int = 1024
     """Places of a block at most, for prompts, drafts and last tokens of all rows together."""
+    inserts: str = "text"
+    """The part of a text that ends which goes into the pool, where there is one: "text", all of it,
+    "response", all but the prompt, or "nothing". Released requests do not end."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -133,6 +138,7 @@ class PackedDecoder(DraftOptions):
             self,
             stop_tokens=tuple(check_int("stop_tokens", t, INT32_MIN) for t in self.stop_tokens),
             budget=check_int("budget", self.budget, 1),
+            inserts=check_choice("inserts", self.inserts, ("text", "response", "nothing")),
         )
 
     def widths(self, rows: int, *, drafts: bool = True) -> tuple[int, ...]:
@@ -158,6 +164,7 @@ class PackedDecoder(DraftOptions):
         max_prompt: int,
         state: State | None = None,
         sampling: Sampling | None = None,
+        pool: Pool | None = None,
     ) -> Rows:
         """Idle rows.
 
@@ -169,6 +176,8 @@ class PackedDecoder(DraftOptions):
             prompt and new tokens drafts until it is full. None: no drafts.
           sampling: how tokens are drawn, with one number or an array of one per row. None:
             greedily.
+          pool: texts to draft from, into which requests go as they end (`inserts`); donated.
+            None: no pool.
 
         Raises:
           ValueError, TypeError: naming the argument.
@@ -177,7 +186,7 @@ class PackedDecoder(DraftOptions):
         max_prompt = check_int("max_prompt", max_prompt, 1)
         prompts = jnp.zeros((rows, max_prompt), jnp.int32)
         request = jnp.arange(rows, dtype=jnp.int32)
-        return self._idle_rows(cache, state, sampling, prompts, request)
+        return self._idle_rows(cache, state, sampling, prompts, request, pool)
 
     def _idle_rows(
         self,
@@ -186,6 +195,8 @@ class PackedDecoder(DraftOptions):
         sampling: Sampling | None,
         prompts: jax.Array,
         request: jax.Array,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
     ) -> Rows:
         """Idle rows of checked buffers, with int32[N, P] prompts of which each has one."""
         (rows,) = request.shape
@@ -193,8 +204,9 @@ class PackedDecoder(DraftOptions):
         _check_buffers(cache, state, rows)
         if sampling is not None:
             sampling = check_sampling(sampling, prompts.shape[0])
+        _check_pool(state, pool, groups, prompts.shape[0])
         max_draft = 0 if state is None else self.max_draft
-        return idle_rows(cache, state, sampling, prompts, request, max_draft)
+        return idle_rows(cache, state, sampling, prompts, request, max_draft, pool, groups)
 
     def generate(
         self,
@@ -209,6 +221,8 @@ class PackedDecoder(DraftOptions):
         limits: jax.Array | None = None,
         sampling: Sampling | None = None,
         costs: jax.Array | None = None,
+        pool: Pool | None = None,
+        groups: jax.Array | None = None,
     ) -> Completions:
         """Answers any number of prompts through `rows` rows, in one jitted `lax.while_loop`.
 
@@ -231,6 +245,10 @@ class PackedDecoder(DraftOptions):
             measures them; with `drafts=False` where there is no state. A width whose cost is not
             above 0, or is infinite or NaN, is not used; if all are so, the least is. None: an
             estimate for the default backend.
+          pool: texts to draft from too, as in `jax_sa.lookup`, into which texts go as they end
+            (`inserts`); donated. None: no pool.
+          groups: int32[N] the group of the pool that each prompt sees and goes into; -1 for none.
+            None: group 0.
 
         Returns:
           The answers. A prompt that cannot be answered is not `finished`; the others are.
@@ -252,7 +270,8 @@ class PackedDecoder(DraftOptions):
         capacity = row_capacity(cache)
         _check_requests(capacity, width, prompt_lengths, limits)
         queue = make_queue(prompt_lengths, limits, capacity=capacity, max_prompt=width)
-        idle = self._idle_rows(cache, state, sampling, prompts, jnp.zeros(rows, jnp.int32))
+        first = jnp.zeros(rows, jnp.int32)
+        idle = self._idle_rows(cache, state, sampling, prompts, first, pool, groups)
         work, queue = begin(idle, queue, max_new_tokens)
         return end(self._run(params, queue, work, costs, jnp.asarray(INT32_MAX, jnp.int32)))
 
@@ -339,7 +358,12 @@ class PackedDecoder(DraftOptions):
         return Calibration(costs, done.cache, done.state)
 
     def admit(
-        self, rows: Rows, prompts: jax.Array, prompt_lengths: jax.Array, limits: jax.Array
+        self,
+        rows: Rows,
+        prompts: jax.Array,
+        prompt_lengths: jax.Array,
+        limits: jax.Array,
+        groups: jax.Array | None = None,
     ) -> tuple[Rows, jax.Array]:
         """Gives idle rows a request; which row, and which request first, is the caller's choice.
 
@@ -348,6 +372,8 @@ class PackedDecoder(DraftOptions):
           prompts: int32[B, P] a prompt for each row that is to begin one.
           prompt_lengths: int32[B] in 1..P; 0 for a row that is left alone.
           limits: int32[B] new tokens of each row at most; at least 1 in a row that is to begin.
+          groups: int32[B] the group of the pool that each request sees and goes into; -1 for none.
+            None: group 0.
 
         Returns:
           The rows, and bool[B] which of them began. A row that is not idle does not, nor does one
@@ -364,7 +390,8 @@ class PackedDecoder(DraftOptions):
         check_array("limits", limits, jnp.int32, (count,))
         capacity = row_capacity(rows.cache)
         _check_requests(capacity, width, prompt_lengths, limits, of_rows=True)
-        return _admit(rows, prompts, prompt_lengths, limits)
+        _check_groups(rows.pool, groups, count)
+        return _admit(rows, prompts, prompt_lengths, limits, groups)
 
     def release(self, rows: Rows, mask: jax.Array) -> Rows:
         """Ends the requests of some rows at once, as when they are cancelled.
@@ -428,6 +455,10 @@ class PackedDecoder(DraftOptions):
         left = jnp.where(finished | ~plan.emits, 0, rows.limits - lengths)
         prompt_counts = jnp.where(reading, plan.counts, 0)
         state, draft = self._draft(rows, prompt_counts, accepted, left)
+        pool = rows.pool
+        if self.inserts != "nothing":
+            responses_only = self.inserts == "response"
+            pool = insert_texts(rows, state, finished, responses_only=responses_only)
         return dataclasses.replace(
             rows,
             prompt_lengths=jnp.where(finished, 0, rows.prompt_lengths),
@@ -439,6 +470,7 @@ class PackedDecoder(DraftOptions):
             cache=cache,
             state=state,
             sampling=sampling,
+            pool=pool,
         ), Step(accepted.tokens, accepted.length, finished, plan.draft.length, confirmed)
 
     def _blocks(self, rows: Rows) -> list[Block]:
@@ -502,17 +534,26 @@ class PackedDecoder(DraftOptions):
             append_tokens(rows, prompt_counts, accepted.tokens, width),
             prompt_counts + accepted.length,
             limits=left - 1,
+            pool=rows.pool,
+            groups=None if rows.groups is None else rows.groups[rows.request],
             **self.lookup_options(),
         )
 
 
 @functools.partial(jax.jit, donate_argnames="rows")
 def _admit(
-    rows: Rows, prompts: jax.Array, prompt_lengths: jax.Array, limits: jax.Array
+    rows: Rows,
+    prompts: jax.Array,
+    prompt_lengths: jax.Array,
+    limits: jax.Array,
+    groups: jax.Array | None,
 ) -> tuple[Rows, jax.Array]:
     rows, begins = admit(rows, prompt_lengths, limits)
     prompts = jnp.where(begins[:, None], prompts, rows.prompts)
-    return dataclasses.replace(rows, prompts=prompts), begins
+    if rows.groups is not None:
+        groups = jnp.zeros_like(rows.groups) if groups is None else groups
+        groups = jnp.where(begins, groups, rows.groups)
+    return dataclasses.replace(rows, prompts=prompts, groups=groups), begins
 
 
 _release = jax.jit(release, donate_argnames="rows")
@@ -552,6 +593,23 @@ def _check_buffers(cache: Any, state: Any, rows: int) -> None:
     (slots,) = check_array("cache.block_table.num_blocks", table.num_blocks, jnp.int32, ("S",))
     if slots != rows + 1:
         raise ValueError(f"cache.block_table: expected {rows + 1} slots, got {slots}")
+
+
+def _check_pool(state: State | None, pool: Any, groups: Any, count: int) -> None:
+    """Raises ValueError or TypeError unless a pool, if there is one, serves `count` prompts."""
+    if pool is not None:
+        check_pool(pool)
+        if state is None:
+            raise ValueError("pool: expected a state, whose texts are looked up in it, got none")
+    _check_groups(pool, groups, count)
+
+
+def _check_groups(pool: Pool | None, groups: Any, count: int) -> None:
+    if groups is None:
+        return
+    if pool is None:
+        raise ValueError("groups: expected a pool whose groups they are, got none")
+    check_array("groups", groups, jnp.int32, (count,))
 
 
 def _check_requests(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jax_sa._shard_map import vary, varying_axes
 from jax_sa.packed_rows import Rows, Step, admit, can_fit, free_pages
+from jax_sa.pool import Pool
 from jax_sa.state import State
 
 
@@ -39,6 +40,8 @@ class Completions:
     """The model's, for the next call."""
     state: State | None
     """The automata, for the next call."""
+    pool: Pool | None
+    """The pool, with the texts that ended, for the next call."""
 
 
 @jax.tree_util.register_dataclass
@@ -159,4 +162,5 @@ def end(work: Work) -> Completions:
         calls=work.calls,
         cache=free_pages(work.rows),
         state=work.rows.state,
+        pool=work.rows.pool,
     )

@@ -15,6 +15,8 @@ from jax_sa import budget
 from jax_sa._checks import INT32_MAX
 from jax_sa.automaton import Draft, reset
 from jax_sa.cache_schema import claim_blocks, free_blocks
+from jax_sa.pool import Pool
+from jax_sa.pool_insert import insert_slots
 from jax_sa.sampling import Sampling
 from jax_sa.state import State
 
@@ -48,6 +50,10 @@ class Rows:
     """The automata, of prompts and new tokens; None: no drafts."""
     sampling: Sampling | None
     """How tokens are drawn, with one number for all or N of them; None: greedily."""
+    pool: Pool | None
+    """The texts of requests that ended, to draft from; None: no pool."""
+    groups: jax.Array | None
+    """int32[N] the group of the pool that each prompt belongs to; None without a pool."""
 
     @property
     def idle(self) -> jax.Array:
@@ -99,7 +105,7 @@ class Plan:
     """The drafts as cut for this block."""
 
 
-@functools.partial(jax.jit, static_argnames="max_draft", donate_argnames=("cache", "state"))
+@functools.partial(jax.jit, static_argnames="max_draft", donate_argnames=("cache", "state", "pool"))
 def idle_rows(
     cache: Any,
     state: State | None,
@@ -107,11 +113,16 @@ def idle_rows(
     prompts: jax.Array,
     request: jax.Array,
     max_draft: int,
+    pool: Pool | None = None,
+    groups: jax.Array | None = None,
 ) -> Rows:
     """Rows without requests: as many as int32[B] `request` has."""
     none = jnp.zeros_like(request)
+    if pool is not None and groups is None:
+        groups = jnp.zeros_like(prompts[:, 0])
     # Copies, because the rows are donated from step to step, and these are the caller's.
-    prompts, request, sampling = jax.tree.map(jnp.copy, (prompts, request, sampling))
+    copied = jax.tree.map(jnp.copy, (prompts, request, sampling, groups))
+    prompts, request, sampling, groups = copied
     return Rows(
         prompts=prompts,
         request=request,
@@ -120,11 +131,13 @@ def idle_rows(
         read=none,
         lengths=none,
         last=none,
-        draft=Draft(jnp.zeros((*none.shape, max_draft), jnp.int32), none, none, none),
+        draft=Draft(jnp.zeros((*none.shape, max_draft), jnp.int32), none, none, none, none),
         record=budget.init_record(none),
         cache=cache,
         state=state,
         sampling=sampling,
+        pool=pool,
+        groups=groups,
     )
 
 
@@ -234,6 +247,25 @@ def admit(rows: Rows, prompt_lengths: jax.Array, limits: jax.Array) -> tuple[Row
         cache=cache,
         state=state,
     ), begins
+
+
+def insert_texts(
+    rows: Rows, state: State, finished: jax.Array, *, responses_only: bool
+) -> Pool | None:
+    """The pool with the texts, or responses, of rows that ended with a step.
+
+    Args:
+      rows: before the step.
+      state: after it.
+      finished: bool[B] rows that ended.
+      responses_only: whether prompts stay out.
+    """
+    if rows.pool is None:
+        return None
+    slots = jnp.where(finished, jnp.arange(finished.size, dtype=jnp.int32), -1)
+    starts = jnp.minimum(rows.prompt_lengths, state.length) if responses_only else None
+    groups = rows.groups[rows.request]
+    return insert_slots(rows.pool, state, slots, starts=starts, groups=groups)
 
 
 def release(rows: Rows, mask: jax.Array) -> Rows:

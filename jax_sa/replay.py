@@ -11,93 +11,141 @@ import numpy as np
 
 from jax_sa._checks import check_int
 from jax_sa._options import DraftOptions
-from jax_sa.automaton import extend, lookup, reset
+from jax_sa.automaton import Source, extend, lookup, reset
+from jax_sa.pool import Pool, init_pool
+from jax_sa.pool_insert import insert_slots
 from jax_sa.state import State, init
 from jax_sa.traces import Trace
 from jax_sa.verify import accept_greedy
 
+SOURCES = (Source.NONE, Source.OWN, Source.POOL)
+"""The sources of drafts in a replay."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Replayed:
-    """The result of one trace. A step emits its accepted tokens and one more."""
+class Counts:
+    """Sums over steps. A step emits its accepted tokens and one more."""
+
+    steps: int
+    """Decoding steps."""
+    drafted: int
+    """Draft tokens."""
+    accepted: int
+    """Draft tokens that the recorded response confirms."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Replayed(Counts):
+    """The result of one trace: its counts until the whole response was there."""
 
     trace: Trace
     """The text that was replayed."""
-    steps: int
-    """Decoding steps until the whole response was there."""
-    drafted: int
-    """Draft tokens, summed over the steps."""
-    accepted: int
-    """Draft tokens that the recorded response confirms, summed over the steps."""
+    sources: dict[str, Counts]
+    """The counts of the steps whose draft came from each source, by its name in lower case."""
 
 
-@functools.partial(jax.jit, donate_argnames="state", static_argnames="options")
-def _replay_batch(
-    state: State,
-    texts: jax.Array,
-    text_lengths: jax.Array,
-    prompt_lengths: jax.Array,
-    options: tuple[tuple[str, Any], ...],
-) -> tuple[State, jax.Array, jax.Array, jax.Array]:
-    """Prefills, then drafts, accepts and extends until every slot has its whole text.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """Traces side by side in `S` slots of at most N tokens; drafts have at most K."""
 
-    Args:
-      state: S empty slots.
-      texts: int32[S, N + 1 + K], of which the first N hold texts.
-      text_lengths: int32[S] tokens of the texts.
-      prompt_lengths: int32[S] tokens of their prompts.
-      options: of `lookup`; `max_draft` is K.
+    state: State
+    """The texts as far as they have been replayed."""
+    texts: jax.Array
+    """int32[S, N + 1 + K], of which the first N hold the whole texts."""
+    lengths: jax.Array
+    """int32[S] their tokens; 0 for a slot without one."""
+    prompt_lengths: jax.Array
+    """int32[S] tokens of their prompts."""
+    counts: jax.Array
+    """int32[S, 3, 3] for each of `SOURCES`: steps, drafted, accepted."""
 
-    Returns:
-      The state, and steps, drafted and accepted, int32[S] each.
-    """
-    max_draft = dict(options)["max_draft"]
-    state = extend(state, texts, prompt_lengths)
-    ahead = jnp.arange(1 + max_draft, dtype=jnp.int32)
-    none = jnp.zeros_like(text_lengths)
+    def ended(self) -> jax.Array:
+        """bool[S] slots whose text is there as a whole."""
+        return (self.lengths > 0) & (self.state.length >= self.lengths)
 
-    def unfinished(carry):
-        state, *_ = carry
-        return jnp.any(state.length < text_lengths)
 
-    def step(carry):
-        state, steps, drafted, accepted = carry
-        left = text_lengths - state.length
-        active = (left > 0).astype(jnp.int32)
-        draft = lookup(state, **dict(options))
-        recorded = jnp.take_along_axis(texts, state.length[:, None] + ahead[None], axis=1)
+@functools.partial(jax.jit, donate_argnames="work")
+def _begin(
+    work: _Work, slot: jax.Array, text: jax.Array, length: jax.Array, prompt_length: jax.Array
+) -> _Work:
+    """Gives a slot another text int32[N + 1 + K], and reads its prompt."""
+    state = reset(work.state, slot[None])
+    state = extend(state, text[None], prompt_length[None], slots=slot[None])
+    return _Work(
+        state=state,
+        texts=work.texts.at[slot].set(text),
+        lengths=work.lengths.at[slot].set(length),
+        prompt_lengths=work.prompt_lengths.at[slot].set(prompt_length),
+        counts=work.counts.at[slot].set(0),
+    )
+
+
+@functools.partial(jax.jit, donate_argnames="work", static_argnames="options")
+def _run(work: _Work, pool: Pool | None, options: tuple[tuple[str, Any], ...]) -> _Work:
+    """Drafts, accepts and extends until a text ends."""
+    ahead = jnp.arange(1 + dict(options)["max_draft"], dtype=jnp.int32)
+    sources = jnp.asarray(SOURCES, jnp.int32)
+
+    def goes_on(work: _Work) -> jax.Array:
+        return jnp.any(work.lengths > 0) & ~jnp.any(work.ended())
+
+    def step(work: _Work) -> _Work:
+        state = work.state
+        left = work.lengths - state.length
+        draft = lookup(state, pool=pool, **dict(options))
+        recorded = jnp.take_along_axis(work.texts, state.length[:, None] + ahead[None], axis=1)
         confirmed = jnp.minimum(accept_greedy(draft, recorded).length - 1, left)
-        state = extend(state, recorded, jnp.minimum(confirmed + 1, left))
-        return (
-            state,
-            steps + active,
-            drafted + active * draft.length,
-            accepted + active * confirmed,
+        active = left > 0
+        counts = jnp.stack([jnp.ones_like(left), draft.length, confirmed], axis=1)
+        counts = jnp.where(active[:, None], counts, 0)[:, None]
+        by_source = jnp.where((draft.source[:, None] == sources[None])[..., None], counts, 0)
+        return dataclasses.replace(
+            work,
+            state=extend(state, recorded, jnp.where(active, jnp.minimum(confirmed + 1, left), 0)),
+            counts=work.counts + by_source,
         )
 
-    return jax.lax.while_loop(unfinished, step, (state, none, none, none))
+    return jax.lax.while_loop(goes_on, step, work)
+
+
+@functools.partial(jax.jit, donate_argnames=("work", "pool"), static_argnames="responses_only")
+def _end(work: _Work, pool: Pool | None, responses_only: bool) -> tuple[_Work, Pool | None]:
+    """Takes the texts that ended out of their slots, and into the pool."""
+    ended = work.ended()
+    if pool is not None:
+        slots = jnp.where(ended, jnp.arange(ended.size, dtype=jnp.int32), -1)
+        starts = work.prompt_lengths if responses_only else None
+        pool = insert_slots(pool, work.state, slots, starts=starts)
+    return dataclasses.replace(work, lengths=jnp.where(ended, 0, work.lengths)), pool
 
 
 def replay_traces(
     traces: Sequence[Trace],
     *,
     num_slots: int = 8,
+    pool_capacity: int | None = None,
+    pool_responses_only: bool = False,
     on_progress: Callable[[int], None] = lambda count: None,
     **options: Any,
 ) -> list[Replayed]:
-    """Replays traces, `num_slots` at a time, each batch in one jitted `lax.while_loop`.
+    """Replays traces in their order, `num_slots` at a time; where one ends, the next begins.
 
     Args:
       traces: at least one.
-      num_slots: traces side by side.
-      on_progress: called after each batch with the number of its traces.
+      num_slots: traces side by side. With a pool, 1 replays strictly one after the other.
+      pool_capacity: the tokens of a pool (`jax_sa.init_pool`) that is empty at first, into which
+        each text goes as it ends, and from which all others draft. None: no pool.
+      pool_responses_only: prompts stay out of the pool.
+      on_progress: called with the number of traces that ended since the last call.
       **options: of `jax_sa.lookup`. `max_draft` is 16 where it is not given.
 
     Returns:
       The results in the order of the traces.
 
     Raises:
-      ValueError, TypeError: there are no traces, or an option is not what `jax_sa.lookup` takes.
+      ValueError, TypeError: there are no traces, or an option is not what `jax_sa.lookup` or
+        `jax_sa.init_pool` takes.
     """
     if not traces:
         raise ValueError("traces: expected at least one, got none")
@@ -105,30 +153,44 @@ def replay_traces(
     capacity = max(len(trace.tokens) for trace in traces)
     options = DraftOptions(**options).lookup_options()
     options["max_draft"] = int(options["max_draft"])  # sums with a NumPy integer may overflow
-    state = init(num_slots, capacity)
-    every_slot = jnp.arange(num_slots, dtype=jnp.int32)
-    replayed: dict[int, Replayed] = {}
-    # Texts of like length side by side: a batch takes as long as its longest.
-    order = sorted(range(len(traces)), key=lambda i: traces[i].response_length)
-    for begin in range(0, len(order), num_slots):
-        batch = order[begin : begin + num_slots]
-        texts = np.zeros((num_slots, capacity + 1 + options["max_draft"]), np.int32)
-        text_lengths, prompt_lengths = np.zeros((2, num_slots), np.int32)
-        for slot, i in enumerate(batch):
-            texts[slot, : len(traces[i].tokens)] = traces[i].tokens
-            text_lengths[slot] = len(traces[i].tokens)
-            prompt_lengths[slot] = traces[i].prompt_length
-        state, *counts = _replay_batch(
-            state, texts, text_lengths, prompt_lengths, tuple(options.items())
-        )
-        for i, steps, drafted, accepted in zip(batch, *map(np.asarray, counts), strict=False):
-            replayed[i] = Replayed(traces[i], int(steps), int(drafted), int(accepted))
-        state = _reset(state, every_slot)
-        on_progress(len(batch))
-    return [replayed[i] for i in range(len(traces))]
+    pool = None if pool_capacity is None else init_pool(pool_capacity)
+    width = capacity + 1 + options["max_draft"]
+    work = _Work(
+        state=init(num_slots, capacity),
+        texts=jnp.zeros((num_slots, width), jnp.int32),
+        lengths=jnp.zeros(num_slots, jnp.int32),
+        prompt_lengths=jnp.zeros(num_slots, jnp.int32),
+        counts=jnp.zeros((num_slots, len(SOURCES), 3), jnp.int32),
+    )
+    replayed: list[Replayed | None] = [None] * len(traces)
+    begun = dict[int, int]()  # the trace in each slot
+    waiting = iter(range(len(traces)))
+    free = list(range(num_slots))
+    while True:
+        for slot, i in zip(free, waiting, strict=False):
+            text = np.zeros(width, np.int32)
+            text[: len(traces[i].tokens)] = traces[i].tokens
+            numbers = np.int32([slot, len(traces[i].tokens), traces[i].prompt_length])
+            work = _begin(work, numbers[0], text, *numbers[1:])
+            begun[slot] = i
+        if not begun:
+            return replayed
+        work = _run(work, pool, tuple(options.items()))
+        free = [int(slot) for slot in np.flatnonzero(work.ended())]
+        counts = np.asarray(work.counts)
+        for slot in free:
+            i = begun.pop(slot)
+            replayed[i] = _replayed(traces[i], counts[slot])
+        work, pool = _end(work, pool, bool(pool_responses_only))
+        on_progress(len(free))
 
 
-_reset = jax.jit(reset, donate_argnames="state")
+def _replayed(trace: Trace, counts: np.ndarray) -> Replayed:
+    sources = {
+        source.name.lower(): Counts(*map(int, own))
+        for source, own in zip(SOURCES, counts, strict=True)
+    }
+    return Replayed(*map(int, counts.sum(axis=0)), trace, sources)
 
 
 def summarize(replayed: Sequence[Replayed]) -> list[dict[str, Any]]:

@@ -10,11 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_sa._call import Argument, call
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_bool, check_int
-from jax_sa._targets import result_type, target_name
-from jax_sa._vmap import refuse_vmap
-
-INSTEAD_OF_VMAP = "give it the rows of all batches, one batch after the other"
+from jax_sa._target import WHOLE, Result
 
 
 @jax.tree_util.register_dataclass
@@ -91,10 +89,9 @@ def _expand(
 ) -> ExpandedSeqlens:
     """One call of the target, which skips results without elements."""
     sizes = ((total,), (), ((kv_lens.shape[0] + 1) * offsets,), (total * row_ids,))
-    results = [result_type(kv_lens, size) for size in sizes]
-    call = jax.ffi.ffi_call(target_name("expand_seqlens"), results)
-    operands = refuse_vmap("expand_seqlens", INSTEAD_OF_VMAP, [kv_lens, q_lens])
-    return ExpandedSeqlens(*call(*operands, fill=fill))
+    results = [Result(WHOLE, size) for size in sizes]
+    arguments = [Argument("kv_lens", WHOLE, kv_lens), Argument("q_lens", WHOLE, q_lens)]
+    return ExpandedSeqlens(*call("expand_seqlens", WHOLE, arguments, results, {"fill": fill}))
 
 
 def _expand_one(kv_lens: Any, q_lens: Any, total: int, fill: int) -> ExpandedSeqlens:

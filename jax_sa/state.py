@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, Sharding
 
 from jax_sa._checks import INT32_MAX, check_array, check_int
 
@@ -138,7 +139,9 @@ def get_state_size(max_seq_len: int) -> int:
     return sum(4 * math.prod(shape) for shape in slot_shapes(max_seq_len).values())
 
 
-def init(num_slots: int, max_seq_len: int, *, seed: int = 0) -> State:
+def init(
+    num_slots: int, max_seq_len: int, *, seed: int = 0, sharding: Sharding | None = None
+) -> State:
     """A state of `num_slots` empty slots with room for `max_seq_len` tokens each.
 
     Args:
@@ -147,20 +150,43 @@ def init(num_slots: int, max_seq_len: int, *, seed: int = 0) -> State:
       seed: an int32 for the hash of every slot's edge table. It changes no result. Whoever knows
         it can write texts whose edges collide, so that appending them takes quadratic time: where
         texts come from strangers, draw it at random and keep it to yourself.
+      sharding: of every array, such as `NamedSharding(mesh, PartitionSpec("data"))` to split the
+        slots over a mesh axis; each device allocates its own part. None: on the default device.
 
     Raises:
-      ValueError: `num_slots` is below 1, `max_seq_len` outside [1, 2**28] or `seed` no int32.
-      TypeError: one of them is not an int.
+      ValueError: `num_slots` is below 1, `max_seq_len` outside [1, 2**28], `seed` no int32, or the
+        slots cannot be split into equal parts, or would not be split alone.
+      TypeError: one of them is not an int, or `sharding` is none.
     """
     num_slots = check_int("num_slots", num_slots, 1)
     max_seq_len = check_int("max_seq_len", max_seq_len, 1, MAX_MAX_SEQ_LEN)
     seed = check_int("seed", seed, -INT32_MAX - 1)
-    return State(
-        **{
-            name: jnp.full((num_slots, *shape), seed if name == "seed" else 0, jnp.int32)
-            for name, shape in slot_shapes(max_seq_len).items()
-        }
-    )
+    if sharding is not None:
+        _check_sharding(sharding, num_slots)
+
+    def make() -> State:
+        return State(
+            **{
+                name: jnp.full((num_slots, *shape), seed if name == "seed" else 0, jnp.int32)
+                for name, shape in slot_shapes(max_seq_len).items()
+            }
+        )
+
+    return make() if sharding is None else jax.jit(make, out_shardings=sharding)()
+
+
+def _check_sharding(sharding: Any, num_slots: int) -> None:
+    if not isinstance(sharding, Sharding):
+        got = type(sharding).__name__
+        raise TypeError(f"sharding: expected a jax.sharding.Sharding, got {got}")
+    if isinstance(sharding, NamedSharding) and any(sharding.spec[1:]):
+        raise ValueError(f"sharding: expected to split the slots alone, got {sharding.spec}")
+    try:
+        sharding.shard_shape((num_slots,))
+    except ValueError:
+        raise ValueError(
+            f"sharding: expected to split {num_slots} slots into equal parts, got {sharding}"
+        ) from None
 
 
 def check_state(state: Any) -> None:

@@ -1,27 +1,50 @@
-"""A state in a file."""
+"""A state or a pool in a file."""
 
 import dataclasses
 import os
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
 
+from jax_sa.pool import Pool, check_pool
 from jax_sa.state import State, check_state
 
 FORMAT_VERSION = 1
 """Raised whenever a release lays the arrays of a `State` out differently, or hashes differently."""
 
-_VERSION = "format_version"
-_FIELDS = tuple(field.name for field in dataclasses.fields(State))
+POOL_FORMAT_VERSION = 1
+"""The same of a `Pool`."""
 
 
-def save(path: str | os.PathLike[str], state: State) -> None:
-    """Writes a state to a file, an uncompressed .npz of its arrays and the format's version.
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What a file may hold."""
 
-    The seeds are among the arrays. The file is not encrypted: it holds the texts.
+    name: str
+    type: type[State] | type[Pool]
+    check: Callable[[Any], None]
+    version: int
+    version_field: str
+    """Its version's name in a file, which tells the kinds apart."""
+
+    def fields(self) -> list[str]:
+        return [field.name for field in dataclasses.fields(self.type)]
+
+
+_KINDS = (
+    _Kind("State", State, check_state, FORMAT_VERSION, "format_version"),
+    _Kind("Pool", Pool, check_pool, POOL_FORMAT_VERSION, "pool_format_version"),
+)
+
+
+def save(path: str | os.PathLike[str], state: State | Pool) -> None:
+    """Writes a state or a pool to a file, an uncompressed .npz of its arrays and a version.
+
+    The seeds of a state are among the arrays. The file is not encrypted: it holds the texts.
 
     Args:
       path: of the file, which is replaced if it exists; no ending is added.
@@ -31,24 +54,26 @@ def save(path: str | os.PathLike[str], state: State) -> None:
       ValueError, TypeError: the arrays do not belong together.
       OSError: the file cannot be written.
     """
-    check_state(state)
-    arrays = {name: np.asarray(getattr(state, name)) for name in _FIELDS}
+    kind = _KINDS[1] if isinstance(state, Pool) else _KINDS[0]
+    kind.check(state)
+    arrays = {name: np.asarray(getattr(state, name)) for name in kind.fields()}
     with open(path, "wb") as file:
-        np.savez(file, **{_VERSION: np.int32(FORMAT_VERSION)}, **arrays)
+        np.savez(file, **{kind.version_field: np.int32(kind.version)}, **arrays)
 
 
-def load(path: str | os.PathLike[str]) -> State:
-    """Reads a state that `save` wrote, on this platform or another.
+def load(path: str | os.PathLike[str]) -> State | Pool:
+    """Reads a state or a pool that `save` wrote, on this platform or another.
 
     Shapes and dtypes are checked, contents are not. A file whose source is not trusted must go
-    through `validate` before anything else is done with the state: other contents make the ops
-    crash or read and write memory that is not theirs.
+    through `validate` before anything else is done with a state of it: other contents make the ops
+    crash or read and write memory that is not theirs. A pool needs no such check: whatever it
+    holds, the ops touch no other memory. What it can do is draft tokens of its author's choice.
 
     Args:
       path: of the file.
 
     Returns:
-      The state, on the default device.
+      What was saved, on the default device.
 
     Raises:
       ValueError: the file is broken, of another format version, or its arrays do not belong
@@ -60,23 +85,25 @@ def load(path: str | os.PathLike[str]) -> State:
             arrays = _read(file)
         except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             raise ValueError(f"{path}: expected a file that save wrote, got {error}") from None
-    if (version := arrays.pop(_VERSION, None)) != FORMAT_VERSION:
-        raise ValueError(f"{path}: expected format version {FORMAT_VERSION}, got {version}")
-    if arrays.keys() != set(_FIELDS):
-        raise ValueError(f"{path}: expected the arrays of a State, got {', '.join(arrays)}")
+    kind = next((kind for kind in _KINDS if kind.version_field in arrays), _KINDS[0])
+    if (version := arrays.pop(kind.version_field, None)) != kind.version:
+        raise ValueError(f"{path}: expected format version {kind.version}, got {version}")
+    if arrays.keys() != set(kind.fields()):
+        raise ValueError(f"{path}: expected the arrays of a {kind.name}, got {', '.join(arrays)}")
     try:
-        check_state(State(**arrays))
+        kind.check(kind.type(**arrays))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
-    return State(**{name: jnp.asarray(array) for name, array in arrays.items()})
+    return kind.type(**{name: jnp.asarray(array) for name, array in arrays.items()})
 
 
 def _read(file: BinaryIO) -> dict[str, Any]:
-    """The file's arrays by name, the version a plain value."""
+    """The file's arrays by name, versions as plain values."""
     archive = np.load(file, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError("a single array")
     arrays = dict(archive)
-    if _VERSION in arrays:
-        arrays[_VERSION] = arrays[_VERSION].tolist()
+    for kind in _KINDS:
+        if kind.version_field in arrays:
+            arrays[kind.version_field] = arrays[kind.version_field].tolist()
     return arrays

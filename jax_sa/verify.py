@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_sa._checks import check_array, check_int
-from jax_sa.automaton import DRAFT_FILL, Draft
+from jax_sa._explicit import follow_rows
+from jax_sa.automaton import DRAFT_FILL, Draft, Source
 from jax_sa.sampling import Sampling, check_sampling, distribution, spread
 
 
@@ -26,6 +27,7 @@ class Accepted:
     """int32[B] emitted tokens, 1..1 + K."""
 
 
+@follow_rows()
 def accept_greedy(draft: Draft, targets: jax.Array, *, first: jax.Array | None = None) -> Accepted:
     """Keeps the longest prefix of each draft that greedy decoding would have written.
 
@@ -56,6 +58,7 @@ def accept_greedy(draft: Draft, targets: jax.Array, *, first: jax.Array | None =
     return Accepted(tokens=jnp.where(emitted, chosen, DRAFT_FILL), length=length)
 
 
+@follow_rows()
 def accept_sampled(
     key: jax.Array,
     draft: Draft,
@@ -119,6 +122,7 @@ def accept_sampled(
     return Accepted(tokens=jnp.where(position < length[:, None], tokens, DRAFT_FILL), length=length)
 
 
+@follow_rows()
 def merge_drafts(
     automaton_draft: Draft, neural_draft: Draft | jax.Array, threshold: int = 4
 ) -> Draft:
@@ -141,8 +145,8 @@ def merge_drafts(
         at least 1.
 
     Returns:
-      A draft of B rows and max(K, M) tokens. `match_length` and `match_end` are the automaton's
-      where its draft is used, else 0.
+      A draft of B rows and max(K, M) tokens. `match_length`, `match_end` and `source` are the
+      automaton's where its draft is used; elsewhere 0, 0 and `Source.NEURAL`.
 
     Raises:
       ValueError, TypeError: at trace time, for a wrong shape or dtype or a threshold below 1.
@@ -153,7 +157,7 @@ def merge_drafts(
     if not isinstance(neural, Draft):
         _, neural_width = check_array("neural_draft", neural, jnp.int32, (rows, "M"))
         none = jnp.zeros(rows, jnp.int32)
-        neural = Draft(neural, jnp.full(rows, neural_width, jnp.int32), none, none)
+        neural = Draft(neural, jnp.full(rows, neural_width, jnp.int32), none, none, none)
     neural_rows, neural_width = _check_draft("neural_draft", neural)
     if neural_rows != rows:
         raise ValueError(f"neural_draft: expected {rows} rows, got {neural_rows}")
@@ -170,11 +174,13 @@ def merge_drafts(
     tokens = jnp.where(
         from_automaton, _widen(automaton_draft.tokens, width), _widen(neural.tokens, width)
     )
+    source = jnp.where(neural.length > 0, jnp.int32(Source.NEURAL), jnp.int32(Source.NONE))
     return Draft(
         tokens=jnp.where(drafted, tokens, DRAFT_FILL),
         length=_prefix_length(drafted),
         match_length=jnp.where(use, automaton_draft.match_length, 0),
         match_end=jnp.where(use, automaton_draft.match_end, 0),
+        source=jnp.where(use, automaton_draft.source, source),
     )
 
 
@@ -184,6 +190,7 @@ def _drafted(draft: Draft) -> jax.Array:
     return position < draft.length[:, None]
 
 
+@follow_rows((True, True))
 def cut_at_stop(
     accepted: Accepted, emits: jax.Array, stop_tokens: tuple[int, ...]
 ) -> tuple[Accepted, jax.Array]:
@@ -204,6 +211,7 @@ def cut_at_stop(
     return Accepted(tokens, length), jnp.any(stops, axis=1)
 
 
+@follow_rows()
 def last_token(emitted: Accepted, before: jax.Array) -> jax.Array:
     """int32[B] the last emitted token; int32[B] `before` where nothing was emitted."""
     index = jnp.maximum(emitted.length - 1, 0)[:, None]

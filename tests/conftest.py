@@ -1,7 +1,10 @@
 """Settings of the whole suite: it runs on the CPU, and on a GPU where there is one."""
 
+import os
+
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -13,3 +16,28 @@ def forget_compiled_code():
     """Frees the programs of a module: a process has room for only so many mapped at a time."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """Keeps compiled programs in a folder that all workers share.
+
+    For modules whose tests run one command again and again, each time with functions of its own
+    that JAX would compile anew.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    options = {
+        "jax_compilation_cache_dir": str(shared / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # JAX looks at the folder's name once
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

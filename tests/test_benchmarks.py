@@ -34,6 +34,7 @@ BAD = {
     "append": "--runs",
     "decode_step": "--slots",
     "fused_copy": "--steps",
+    "pool_insert": "--runs",
     "seqlens": "--repeats",
 }
 

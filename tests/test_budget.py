@@ -16,13 +16,16 @@ from jax_sa import budget
 K = 8
 
 
-def make_draft(lengths, matches):
+def make_draft(lengths, matches, pool=()):
+    """Of rows' own texts, neural where there is no match, or from a pool for the rows named."""
     rows = len(lengths)
     lengths = jnp.asarray(lengths, jnp.int32)
     tokens = jnp.broadcast_to(jnp.arange(1, K + 1, dtype=jnp.int32), (rows, K))
     tokens = jnp.where(jnp.arange(K)[None] < lengths[:, None], tokens, jax_sa.DRAFT_FILL)
     matches = jnp.asarray(matches, jnp.int32)
-    return jax_sa.Draft(tokens, lengths, matches, matches)
+    source = np.where(matches > 0, jax_sa.Source.OWN, jax_sa.Source.NEURAL)
+    source[list(pool)] = jax_sa.Source.POOL
+    return jax_sa.Draft(tokens, lengths, matches, matches, jnp.asarray(source, jnp.int32))
 
 
 def scale(match, length, weight):
@@ -80,6 +83,11 @@ def test_a_neural_draft_counts_as_a_match_of_its_own():
     assert jax_sa.share_budget(draft, 8).length.tolist() == [4, 4]
 
 
+def test_a_draft_from_a_pool_counts_half():
+    draft = make_draft([8, 8], [4, 8], pool=[1])
+    assert jax_sa.share_budget(draft, 8).length.tolist() == [4, 4]
+
+
 def test_a_budget_from_the_device_compiles_once():
     draft = make_draft([8, 8], [10, 2])
     before = share._cache_size()
@@ -109,13 +117,14 @@ def test_weights_are_checked():
 
 
 def test_survival_is_the_product_of_the_chances():
-    draft = make_draft([8, 3, 0], [5, 0, 0])
-    got = budget.survival(draft, jnp.asarray([1.0, 2.0, 1.0], jnp.float32))
-    match = [5, budget.NEURAL_MATCH_LENGTH]
-    for row, (length, strain) in enumerate([(8, 1.0), (3, 2.0)]):
+    draft = make_draft([8, 3, 0, 6], [5, 0, 0, 5], pool=[3])
+    got = budget.survival(draft, jnp.asarray([1.0, 2.0, 1.0, 1.0], jnp.float32))
+    neural, own, pool = budget.NEURAL_MATCH_LENGTH, budget.FAILURE_RATE, budget.POOL_FAILURE_RATE
+    rows = {0: (5, own, 8, 1.0), 1: (neural, own, 3, 2.0), 3: (5, pool, 6, 1.0)}
+    for row, (match, rate, length, strain) in rows.items():
         expected = 1.0
         for j in range(1, K + 1):
-            failure = min(1.0, budget.FAILURE_RATE / (match[row] + j))
+            failure = min(1.0, rate / (match + j))
             expected *= max(0.0, 1.0 - strain * failure) if j <= length else 0.0
             assert math.isclose(got[row, j - 1], expected, rel_tol=1e-5, abs_tol=1e-7)
     assert not got[2].any()

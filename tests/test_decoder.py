@@ -634,3 +634,71 @@ def test_errors(arguments, error, message):
     } | arguments
     with pytest.raises(error, match=message):
         jax_sa.generate(**arguments)
+
+
+def pool_of(generation, groups=None, num_groups=1):
+    """A pool of the texts of a generation."""
+    slots = jnp.arange(generation.limits.size, dtype=jnp.int32)
+    pool = jax_sa.init_pool(1024, num_groups=num_groups)
+    return jax_sa.insert_slots(pool, generation.state, slots, groups=groups)
+
+
+@pytest.mark.parametrize("mode", ["automaton", "hybrid"])
+def test_texts_in_a_pool_come_again_in_fewer_steps(mode):
+    prompts, lengths = random_prompts(1, [4, 9, 17])
+    first = generate(prompts, lengths, 60, **MODES[mode])
+    pool = pool_of(first)
+    before = jax.tree.map(np.array, pool)
+    again = generate(prompts, lengths, 60, pool=pool, **MODES[mode])
+    assert_greedy(again, prompts, lengths, [60] * 3)
+    assert (3 * again.steps < 2 * first.steps).all()
+    jax.tree.map(np.testing.assert_array_equal, pool, before)
+
+
+def test_rows_see_their_group_of_the_pool():
+    prompts, lengths = random_prompts(1, [4, 9, 17])
+    first = generate(prompts, lengths, 60, automaton=True)
+    pool = pool_of(first, groups=jnp.asarray([1, 1, 0], jnp.int32), num_groups=2)
+    steps = {}
+    for group in (1, 0, -1):
+        groups = jnp.full(3, group, jnp.int32)
+        again = generate(prompts, lengths, 60, automaton=True, pool=pool, groups=groups)
+        assert_greedy(again, prompts, lengths, [60] * 3)
+        steps[group] = again.steps.tolist()
+    assert steps[-1] == first.steps.tolist()
+    assert 3 * sum(steps[1][:2]) < 2 * sum(steps[0][:2])
+    assert steps[0][2] < steps[1][2]
+
+
+def test_steps_with_a_pool_are_those_of_generate():
+    prompts, lengths = random_prompts(1, [4, 9])
+    pool = pool_of(generate(prompts, lengths, 30, automaton=True))
+    groups = jnp.asarray([0, -1], jnp.int32)
+    decoder = jax_sa.Decoder(toy_model.model, max_draft=MAX_DRAFT)
+
+    def arguments():
+        cache, state = toy_model.init_cache(2, 256), jax_sa.init(2, 256)
+        return (PARAMS, prompts, lengths, cache), {
+            "max_new_tokens": 30,
+            "state": state,
+            "pool": pool,
+            "groups": groups,
+        }
+
+    given, options = arguments()
+    whole = decoder.generate(*given, **options)
+    given, options = arguments()
+    generation = decoder.init(*given, **options)
+    while not generation.finished.all():
+        generation, _ = decoder.step(PARAMS, generation, pool=pool, groups=groups)
+    jax.tree.map(np.testing.assert_array_equal, generation, whole)
+
+
+def test_a_pool_needs_automata():
+    prompts, lengths = random_prompts(1, [4])
+    with pytest.raises(ValueError, match="pool: expected a state"):
+        generate(prompts, lengths, 3, pool=jax_sa.init_pool(64))
+    with pytest.raises(ValueError, match="groups: expected a pool"):
+        generate(prompts, lengths, 3, automaton=True, groups=jnp.zeros(1, jnp.int32))
+    with pytest.raises(TypeError, match=r"pool: expected a jax_sa\.Pool"):
+        generate(prompts, lengths, 3, automaton=True, pool=jax_sa.init(1, 8))

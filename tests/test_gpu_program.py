@@ -16,7 +16,15 @@ from metadata_programs import (
     assert_copies_in_place,
     compile_metadata_program,
 )
-from programs import PROGRAMS, assert_in_place, compile_insert, compile_program
+from programs import (
+    POOL_PROGRAMS,
+    PROGRAMS,
+    assert_in_place,
+    assert_pool_in_place,
+    compile_insert,
+    compile_pool_program,
+    compile_program,
+)
 from requirements import unavailable
 
 from jax_sa import _targets
@@ -47,6 +55,13 @@ def test_in_place(h100, program):
 def test_captured(h100, program, tmp_path):
     """Every custom call sits inside a command buffer, which becomes a CUDA graph."""
     compile_program(program, h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
+    assert_captured(tmp_path)
+
+
+@pytest.mark.parametrize("program", POOL_PROGRAMS, ids=lambda program: program.__name__)
+def test_pool_in_place_and_captured(h100, program, tmp_path):
+    options = {"xla_dump_to": str(tmp_path), "xla_gpu_graph_min_graph_size": 1}
+    assert_pool_in_place(compile_pool_program(program, h100, **options))
     assert_captured(tmp_path)
 
 

@@ -6,10 +6,13 @@ import pytest
 from programs import (
     CAPACITY,
     MAX_DRAFT,
+    POOL_PROGRAMS,
     PROGRAMS,
     SLOTS,
     assert_in_place,
+    assert_pool_in_place,
     compile_insert,
+    compile_pool_program,
     compile_program,
     decode_step,
 )
@@ -20,6 +23,11 @@ import jax_sa
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_no_copy_in_the_compiled_program(program):
     assert_in_place(compile_program(program))
+
+
+@pytest.mark.parametrize("program", POOL_PROGRAMS, ids=lambda program: program.__name__)
+def test_no_copy_of_a_pool(program):
+    assert_pool_in_place(compile_pool_program(program))
 
 
 def test_no_copy_in_insert():

@@ -6,6 +6,7 @@ must be the same, up to the places of edges in their table.
 """
 
 import ctypes
+import dataclasses
 import pathlib
 import shutil
 import subprocess
@@ -47,13 +48,16 @@ def test_any_order_of_lanes(library, name, seed):
     capacity = len(text)
     state = jax.tree.map(np.array, jax_sa.init(1, capacity))
     leaves = [pointer(leaf) for leaf in jax.tree.leaves(state)]
+    pool = jax.tree.map(np.array, jax_sa.init_pool(4))
+    entries = [pointer(leaf) for leaf in jax.tree.leaves(pool)]
     width = 1 + 6 * seed
     for call, begin in enumerate(range(0, capacity, width)):
         block = np.array(text[begin : begin + width], np.int32)
-        drafted = np.full(MAX_DRAFT, -9, np.int32)
+        drafted = np.full(MAX_DRAFT + 4, -9, np.int32)
         library.extend_lookup(
             (ctypes.c_void_p * len(leaves))(*leaves),
             *(capacity, state.edges.shape[1]),
+            *((ctypes.c_void_p * 4)(*entries), 4),
             *(pointer(block), pointer(np.array([len(block)], np.int32)), len(block)),
             *(pointer(drafted), MAX_DRAFT, 1000 * seed + call),
         )
@@ -61,6 +65,53 @@ def test_any_order_of_lanes(library, name, seed):
             automaton = reference_of(text[: begin + width], capacity)
             assert_slot_equals(state, 0, automaton)
             expected = draft(automaton.text, automaton.lookup(), MAX_DRAFT)
-            assert drafted.tolist() == (expected or [jax_sa.DRAFT_FILL] * MAX_DRAFT)
+            assert drafted[:MAX_DRAFT].tolist() == (expected or [jax_sa.DRAFT_FILL] * MAX_DRAFT)
     # The order of lanes decides the places of edges; validate must not mind.
     assert jax_sa.validate(jax.tree.map(jnp.asarray, state)).tolist() == [0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("capacity", [16, 64, 1024])
+def test_any_order_leaves_the_same_pool(library, capacity, seed):
+    """Whichever token comes into the ring first, and in whichever order lookups compare."""
+    generator = np.random.default_rng(seed)
+    pool = jax_sa.init_pool(capacity, num_groups=2)
+    pool = dataclasses.replace(pool, head=jnp.full(2, 2**31 - 90, jnp.int32))
+    other = jax.tree.map(np.array, pool)
+    leaves = (ctypes.c_void_p * 4)(*map(pointer, jax.tree.leaves(other)))
+    for call in range(5):
+        tokens = generator.integers(0, 3, (40, 30), dtype=np.int32)
+        lengths = generator.integers(-1, 12, 40, dtype=np.int32)
+        groups = generator.integers(-1, 2, 40, dtype=np.int32)
+        pool = jax_sa.insert(pool, *map(jnp.asarray, (tokens, lengths)), groups=jnp.asarray(groups))
+        library.pool_insert(
+            *(leaves, 2, capacity),
+            *map(pointer, (tokens, lengths, groups)),
+            *(40, 30, 100 * seed + call),
+        )
+        jax.tree.map(np.testing.assert_array_equal, other, pool)
+    state = jax.tree.map(np.array, jax_sa.init(1, 64))
+    slot = (ctypes.c_void_p * 10)(*map(pointer, jax.tree.leaves(state)))
+    for n, token in enumerate(generator.integers(0, 3, 60, dtype=np.int32)):
+        drafted = np.full(MAX_DRAFT + 4, -9, np.int32)
+        library.extend_lookup(
+            *(slot, 64, state.edges.shape[1]),
+            *(leaves, capacity),
+            *(pointer(token[None].copy()), pointer(np.ones(1, np.int32)), 1),
+            *(pointer(drafted), MAX_DRAFT, 1000 * seed + n),
+        )
+        expected = jax_sa.lookup(
+            jax.tree.map(jnp.asarray, state), pool=pool, max_draft=MAX_DRAFT, draft_factor=1e9
+        )
+        assert drafted.tolist() == [
+            *expected.tokens[0].tolist(),
+            *(
+                int(x[0])
+                for x in (
+                    expected.length,
+                    expected.match_length,
+                    expected.match_end,
+                    expected.source,
+                )
+            ),
+        ]

@@ -216,8 +216,8 @@ def snapshot(manager):
         (jax, "device_put", lambda m: m.add_request("c", text(2))),
         (manager_module, "_insert", lambda m: m.add_request("c", text(2))),
         (manager_module.np, "full", lambda m: m.prepare(["b"])),
-        (manager_module.jnp, "asarray", lambda m: m.prepare(["b"])),
-        (manager_module.jnp, "asarray", lambda m: m.remove_request("a")),
+        (jax, "device_put", lambda m: m.prepare(["b"])),
+        (jax, "device_put", lambda m: m.remove_request("a")),
         (manager_module, "check_array", lambda m: m.extend(*no_tokens())),
         (manager_module, "_extend_lookup", lambda m: m.extend(*no_tokens())),
         (manager_module, "_lookup", lambda m: m.lookup()),
@@ -483,3 +483,44 @@ def test_the_seed_reaches_every_slot():
     assert not jax_sa.validate(manager.state).any() and int(manager.state.length[slot]) == 3
     with pytest.raises(ValueError, match="seed: expected an int"):
         jax_sa.SAConfig(seed=2**31)
+
+
+def test_requests_that_are_removed_go_into_the_pool_of_their_group():
+    pool = jax_sa.init_pool(256, num_groups=2)
+    config = jax_sa.SAConfig(max_slots=3, max_seq_len=CAPACITY, max_draft=MAX_DRAFT)
+    manager = jax_sa.SuffixAutomatonManager(config, 2, pool=pool)
+    manager.add_request("a", [1, 2, 3, 4, 5], group=1)
+    manager.add_request("b", [6, 7, 8], group=1)
+    manager.add_request("c", [9, 9], group=-1)
+    manager.prepare(["b"])
+    manager.extend(int32([[1, 2], [0, 0]]), int32([2, 0]))
+    manager.remove_request("a", start=1)
+    assert manager.lookup().tokens[0].tolist() == [3, 4, 5, 0]
+    manager.remove_request("b", insert=False)
+    manager.remove_request("c")
+    assert manager.pool.head.tolist() == [0, 5]
+    manager.add_request("d", [3, 4])
+    manager.add_request("e", [3, 4], group=1)
+    manager.add_request("f", [3, 4], group=-1)
+    manager.prepare(["d", "e"])
+    assert manager.lookup().source.tolist() == [jax_sa.Source.NONE, jax_sa.Source.POOL]
+    manager.prepare(["f"])
+    assert manager.lookup().source.tolist() == [jax_sa.Source.NONE] * 2
+    manager.remove_request("e", start=99)
+    assert manager.pool.head.tolist() == [0, 5] and not manager.pool.status.any()
+
+
+def test_groups_and_starts_are_checked():
+    manager = new_manager()
+    with pytest.raises(ValueError, match=r"group: expected an int in \[-1, 0\], got 1"):
+        manager.add_request("a", [1], group=1)
+    manager.add_request("a", [1])
+    for options in ({"start": -1}, {"start": 2**31}):
+        with pytest.raises(ValueError, match="start: expected an int"):
+            manager.remove_request("a", **options)
+    with pytest.raises(TypeError, match="insert: expected a bool"):
+        manager.remove_request("a", insert=None)
+    with pytest.raises(TypeError, match=r"pool: expected a jax_sa\.Pool"):
+        jax_sa.SuffixAutomatonManager(jax_sa.SAConfig(max_slots=1), 1, pool=3)
+    manager.remove_request("a")
+    assert manager.num_free_slots == 3

@@ -20,6 +20,8 @@ PUBLIC = {
     *("State", "Status", "Invalid", "init", "get_state_size", "save", "load", "validate"),
     *("extend", "lookup", "extend_lookup", "reset", "copy_slots", "Draft", "DRAFT_FILL"),
     *("read_tokens", "build_on_host", "insert"),
+    *("Pool", "init_pool", "get_pool_size", "insert_slots", "Source"),
+    *("SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"),
     *("accept_greedy", "accept_sampled", "merge_drafts", "Accepted", "Sampling"),
     *("share_budget", "pack", "Packed"),
     *("generate", "Generation", "Decoder", "NeuralDrafter", "Calibration"),
@@ -34,7 +36,7 @@ PUBLIC = {
 def test_the_public_names_are_listed_and_documented():
     exported = set(re.findall(r"import (\w+) as \1\n", pathlib.Path(jax_sa.__file__).read_text()))
     assert exported == PUBLIC
-    for name in PUBLIC - {"DRAFT_FILL"}:
+    for name in PUBLIC - {"DRAFT_FILL", "SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"}:
         assert getattr(jax_sa, name).__doc__
 
 
@@ -56,7 +58,7 @@ def test_works_from_within_the_checkout():
 
 OPS = {
     *("extend", "lookup", "extend_lookup", "reset", "copy_slots"),
-    *("validate", "read_tokens", "insert"),
+    *("validate", "read_tokens", "insert", "pool_insert", "pool_insert_slots"),
 }
 
 
@@ -104,7 +106,7 @@ def test_an_ffi_older_than_supported_needs_an_upgrade(monkeypatch):
 
 
 def test_commands_have_help(capsys):
-    for command in ("info", "replay", "plan"):
+    for command in ("info", "replay", "pool", "plan"):
         with pytest.raises(SystemExit) as stop:
             jax_sa.__main__.main([command, "--help"])
         assert stop.value.code == 0

@@ -375,3 +375,78 @@ def test_a_block_table_of_another_type_is_an_error():
 def test_errors_of_options(options, error, message):
     with pytest.raises(error, match=message):
         dataclasses.replace(DECODER, **options)
+
+
+def assert_texts_in_pool(pool, group, expected):
+    """The ring of a group, which has not wrapped, holds these texts, in any order."""
+    ring = pool.ring[group, : int(pool.head[group])].tolist()
+    texts, text = [], []
+    for token in ring:
+        if token == jax_sa.SEPARATOR:
+            texts.append(text)
+            text = []
+        else:
+            text.append(token)
+    assert text == [] and sorted(texts) == sorted(expected)
+
+
+@pytest.mark.parametrize("inserts", ["text", "response", "nothing"])
+def test_texts_that_end_go_into_the_pool(inserts):
+    decoder = dataclasses.replace(DECODER, inserts=inserts)
+    groups = jnp.asarray([i % 3 - 1 for i in range(N)], jnp.int32)
+    pool = jax_sa.init_pool(1024, num_groups=2)
+    done = decode(decoder, pool=pool, groups=groups, limits=LIMITS, costs=FORCED)
+    assert_plain(done, LIMITS)
+    prompts = [row[:length] for row, length in zip(PROMPTS.tolist(), LENGTHS, strict=True)]
+    for group in range(2):
+        own = [i for i in range(N) if groups[i] == group and LIMITS[i] > 0]
+        texts = [(prompts[i] if inserts == "text" else []) + answers(done)[i] for i in own]
+        assert_texts_in_pool(done.pool, group, [] if inserts == "nothing" else texts)
+
+
+def test_prompts_that_come_again_take_fewer_steps():
+    first = decode(pool=jax_sa.init_pool(1024), costs=FORCED)
+    again = decode(pool=first.pool, costs=FORCED)
+    assert_plain(again)
+    assert 3 * int(again.steps.sum()) < 2 * int(first.steps.sum())
+    apart = decode(pool=again.pool, groups=jnp.full(N, -1, jnp.int32), costs=FORCED)
+    assert apart.steps.sum() > again.steps.sum()
+
+
+def test_steps_with_a_pool():
+    """Requests one by one, each in its group; a released one stays out of the pool."""
+    costs = jnp.ones(len(DECODER.widths(2)), jnp.float32)
+    pool = jax_sa.init_pool(256, num_groups=2)
+    rows = DECODER.init(
+        make_cache("rows", 2), rows=2, max_prompt=P, state=jax_sa.init(2, CAPACITY), pool=pool
+    )
+    for first, groups in ((0, [0, 1]), (2, None)):
+        rows, began = DECODER.admit(
+            rows,
+            PROMPTS[first : first + 2],
+            LENGTHS[first : first + 2],
+            jnp.asarray([4, 40], jnp.int32),
+            None if groups is None else jnp.asarray(groups, jnp.int32),
+        )
+        assert began.all()
+        while not rows.idle[0]:
+            rows, _ = DECODER.step(PARAMS, rows, costs)
+        rows = DECODER.release(rows, ~rows.idle)
+    greedy = all_greedy(PROMPTS, LENGTHS, jnp.full(N, 4, jnp.int32), (STOP,))
+    texts = [PROMPTS[i, : LENGTHS[i]].tolist() + greedy[i] for i in (0, 2)]
+    assert_texts_in_pool(rows.pool, 0, texts)
+    assert int(rows.pool.head[1]) == 0
+
+
+def test_pools_are_checked():
+    pool = jax_sa.init_pool(64)
+    for changed, error, message in (
+        ({"pool": pool, "state": None}, ValueError, "pool: expected a state"),
+        ({"pool": 3}, TypeError, "pool: expected a jax_sa.Pool"),
+        ({"groups": jnp.zeros(N, jnp.int32)}, ValueError, "groups: expected a pool"),
+        ({"pool": pool, "groups": jnp.zeros(2, jnp.int32)}, ValueError, "groups: expected int32"),
+    ):
+        with pytest.raises(error, match=message):
+            decode(**changed)
+    with pytest.raises(ValueError, match="inserts: expected one of 'text', 'response', 'nothing'"):
+        dataclasses.replace(DECODER, inserts="all")

@@ -16,7 +16,7 @@ def make(counts, lengths):
     tokens = jnp.asarray(100 + np.arange(rows * C).reshape(rows, C), jnp.int32)
     drafted = jnp.asarray(500 + np.arange(rows * K).reshape(rows, K), jnp.int32)
     none = jnp.zeros(rows, jnp.int32)
-    return tokens, jax_sa.Draft(drafted, jnp.asarray(lengths, jnp.int32), none, none)
+    return tokens, jax_sa.Draft(drafted, jnp.asarray(lengths, jnp.int32), none, none, none)
 
 
 def expected(tokens, counts, draft, positions):

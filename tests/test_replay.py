@@ -1,6 +1,8 @@
 """The replay command against a slow loop over the reference automaton."""
 
+import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,28 +12,74 @@ import pytest
 import reference
 import texts
 from calls import reference_of
+from pool_reference import NO_HIT, Group
 
 import jax_sa.__main__
 from jax_sa import replay, traces
 from jax_sa.tokenizer import load_tokenizer
 
 
-def slow_replay(trace, max_draft, draft_factor=None, periodic=True, **options):
-    """Steps, drafted and accepted, one token at a time."""
-    text = trace.tokens.tolist()
-    automaton = reference_of(text[: trace.prompt_length], len(text))
-    steps = drafted = accepted = 0
-    while len(automaton.text) < len(text):
-        match = automaton.lookup(**options)
-        draft = reference.draft(automaton.text, match, max_draft, draft_factor, periodic)
-        left = text[len(automaton.text) :]
+class SlowReplay:
+    """One trace, one token at a time."""
+
+    def __init__(self, trace):
+        self.trace = trace
+        self.text = trace.tokens.tolist()
+        self.automaton = reference_of(self.text[: trace.prompt_length], len(self.text))
+        self.counts = {source: [0, 0, 0] for source in ("none", "own", "pool")}
+
+    @property
+    def ended(self):
+        return len(self.automaton.text) == len(self.text)
+
+    def step(self, group, max_draft, draft_factor=None, periodic=True, **options):
+        text = self.automaton.text
+        match = self.automaton.lookup(**options)
+        options.pop("occurrence", None)
+        hit = NO_HIT if group is None else group.lookup(text, **options)[0]
+        if hit.length > match.length:
+            source = "pool"
+            draft = group.draft(hit, max_draft, draft_factor or math.inf)
+        else:
+            source = "own" if match.length else "none"
+            draft = reference.draft(text, match, max_draft, draft_factor, periodic)
+        left = self.text[len(text) :]
         confirmed = 0
         while confirmed < min(len(draft), len(left)) and draft[confirmed] == left[confirmed]:
             confirmed += 1
-        steps, drafted, accepted = steps + 1, drafted + len(draft), accepted + confirmed
+        for i, count in enumerate((1, len(draft), confirmed)):
+            self.counts[source][i] += count
         for token in left[: confirmed + 1]:
-            automaton.append(token)
-    return steps, drafted, accepted
+            self.automaton.append(token)
+
+    def totals(self):
+        return tuple(map(sum, zip(*self.counts.values(), strict=True)))
+
+
+def slow_replay(trace, max_draft, **options):
+    """Steps, drafted and accepted."""
+    replayed = SlowReplay(trace)
+    while not replayed.ended:
+        replayed.step(None, max_draft, **options)
+    return replayed.totals()
+
+
+def slow_replay_with_pool(given, num_slots, group, responses_only, **options):
+    """All traces side by side, in lock step; each goes into the pool when it ends."""
+    waiting = [SlowReplay(trace) for trace in given]
+    done, slots = list(waiting), [None] * num_slots
+    while waiting or any(slots):
+        for slot, replayed in enumerate(slots):
+            if replayed is None and waiting:
+                slots[slot] = waiting.pop(0)
+        if not any(replayed.ended for replayed in slots if replayed):
+            for replayed in filter(None, slots):
+                replayed.step(group, **options)
+        ended = [replayed for replayed in slots if replayed and replayed.ended]
+        start = "prompt_length" if responses_only else None
+        group.insert([each.text[getattr(each.trace, start) if start else 0 :] for each in ended])
+        slots = [None if replayed in ended else replayed for replayed in slots]
+    return done
 
 
 def some_traces():
@@ -66,6 +114,27 @@ def test_replay_equals_the_slow_loop(options, num_slots):
         assert (result.steps, result.drafted, result.accepted) == slow_replay(
             result.trace, **options
         )
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("responses_only", [False, True])
+@pytest.mark.parametrize("num_slots", [1, 3])
+def test_replay_with_a_pool_equals_the_slow_loop(options, responses_only, num_slots):
+    given = [*some_traces(), *some_traces()]
+    capacity = 1024  # forgets the oldest
+    results = replay.replay_traces(
+        given,
+        num_slots=num_slots,
+        pool_capacity=capacity,
+        pool_responses_only=responses_only,
+        **options,
+    )
+    expected = slow_replay_with_pool(given, num_slots, Group(capacity), responses_only, **options)
+    for result, slow in zip(results, expected, strict=True):
+        counts = {name: list(dataclasses.astuple(own)) for name, own in result.sources.items()}
+        assert counts == slow.counts
+        assert (result.steps, result.drafted, result.accepted) == slow.totals()
+    assert sum(result.sources["pool"].accepted for result in results) > 20
 
 
 def test_replay_checks_its_arguments():
@@ -220,6 +289,11 @@ def test_command(tmp_path, capsys):
             "steps": steps,
             "drafted": drafted,
             "accepted": accepted,
+            "source": {
+                "none": got["source"]["none"],
+                "own": got["source"]["own"],
+                "pool": {"steps": 0, "drafted": 0, "accepted": 0},
+            },
         }
     everything = report["categories"][-1]
     assert everything["responses"] == 6
@@ -236,6 +310,9 @@ def test_command(tmp_path, capsys):
         (["--min-match", "3", "--max-match", "2"], "max_match: expected an int in [3,"),
         (["--draft-factor", "-1"], "draft_factor: expected a finite number above 0"),
         (["--slots", "0"], "--slots: expected an int"),
+        (["--pool", "0"], "--pool: capacity: expected an int in [4,"),
+        (["--pool", "1022"], "--pool: capacity: expected a multiple of 4, got 1022"),
+        (["--pool-responses-only"], "--pool-responses-only: expected --pool, got none"),
         (["--limit", "-2"], "--limit: expected an int"),
         (["--tokenizer", "x.json"], "--tokenizer: expected TRACES"),
         (["--json", "/none/x.json", "--limit", "1"], "--json: /none/x.json: cannot be written"),

@@ -24,6 +24,7 @@ from llama import checkpoint, weights
 from llama import config as llama_config
 
 from jax_sa import calibration, decoder
+from jax_sa.__main__ import main as jax_sa_main
 
 EXAMPLES = pathlib.Path(run_sa_spec.__file__).parent
 BUNDLED = EXAMPLES / "checkpoint"
@@ -36,8 +37,12 @@ TEXTS = {
 }
 
 
+SHORT = ("--max_draft", 3)
+"""Every width of a step is a program of its own to compile; these are four instead of seven."""
+
+
 @pytest.fixture(scope="module", autouse=True)
-def equal_costs():
+def equal_costs(compiled_once):
     """Every step costs the same, so that no figure depends on how long one takes here."""
 
     def measure(restart, advance, num_widths, on_progress):
@@ -58,7 +63,7 @@ def prompts(tmp_path_factory):
 
 def compare(prompts, *options):
     """The report of --compare."""
-    command = ["--compare", "--prompts", prompts, "--max_new_tokens", 40, *options]
+    command = ["--compare", "--prompts", prompts, "--max_new_tokens", 40, *SHORT, *options]
     return run_sa_spec.run(run_sa_spec.parse_args(list(map(str, command))))
 
 
@@ -81,8 +86,8 @@ def test_four_ways_of_drafting_write_the_same_in_fewer_steps(report):
 
 def test_measured_costs_change_no_text(monkeypatch, report, prompts):
     monkeypatch.setattr(decoder, "measure_costs", calibration.measure_costs)
-    options = ["--compare", "--prompts", str(prompts), "--max_new_tokens", "40"]
-    loaded = engine.Engine(run_sa_spec.parse_args(options))
+    options = ["--compare", "--prompts", prompts, "--max_new_tokens", 40, *SHORT]
+    loaded = engine.Engine(run_sa_spec.parse_args(list(map(str, options))))
     measured = comparison.measure(loaded, [engine.Mode(True, 0)])
     (costs,) = loaded._costs.values()
     assert (costs > 0).all() and len(set(costs.tolist())) > 1
@@ -128,7 +133,7 @@ def run(capsys, *options):
 
 
 def written(capsys, prompts, *options):
-    return run(capsys, "--prompts", prompts, "--max_new_tokens", 30, *options)
+    return run(capsys, "--prompts", prompts, "--max_new_tokens", 30, *SHORT, *options)
 
 
 def test_what_is_streamed_is_the_same_in_every_mode(capsys, prompts):
@@ -188,8 +193,8 @@ def test_an_option_without_effect_says_so(capsys, options, note):
 
 
 def test_use_sa_spec_is_part_of_a_comparison(capsys, prompts):
-    options = ("--compare", "--use_sa_spec", "--json", "--prompts", str(prompts))
-    assert run_sa_spec.main([*options, "--max_new_tokens", "4"]) == 0
+    options = ("--compare", "--use_sa_spec", "--json", "--prompts", prompts, *SHORT)
+    assert run_sa_spec.main([*map(str, options), "--max_new_tokens", "4"]) == 0
     assert "--use_sa_spec: no effect with --compare" in capsys.readouterr().err
 
 
@@ -375,7 +380,7 @@ def test_a_checkpoint_without_mtp_module(capsys, tmp_path, prompts):
     options = ["--model", str(directory), "--prompts", str(prompts)]
     assert run_sa_spec.main([*options, "--num_nextn_predict_layers", "1"]) == 2
     assert "the checkpoint has no MTP module" in capsys.readouterr().err
-    short = ("--json", "--max_new_tokens", "8")
+    short = ("--json", "--max_new_tokens", "8", *map(str, SHORT))
     for given in ([], ["--num_nextn_predict_layers", "2"]):
         assert run_sa_spec.main([*options, "--compare", *short, *given]) == 0
         captured = capsys.readouterr()
@@ -453,3 +458,28 @@ def test_help(capsys, monkeypatch, script):
     with pytest.raises(SystemExit) as stop:
         script.main(["--help"])
     assert stop.value.code == 0 and "usage:" in capsys.readouterr().out
+
+
+def test_a_pool_that_holds_the_answer(tmp_path, capsys):
+    options = ["--prompt", TEXTS["code"], "--max_new_tokens", "40", "--json", "--use_sa_spec"]
+    options += ["--num_nextn_predict_layers", "0"]
+    assert run_sa_spec.main(options) == 0
+    alone = json.loads(capsys.readouterr().out)
+    answer = alone["written"][0]["modes"]["SA"]["text"]
+    text, pool = tmp_path / "text", tmp_path / "pool.npz"
+    text.write_text(TEXTS["code"] + answer)
+    build = ["pool", "build", text, "-o", pool, "--tokenizer", BUNDLED / "tokenizer.json"]
+    assert jax_sa_main(list(map(str, build))) == 0
+    capsys.readouterr()
+    assert run_sa_spec.main([*options, "--pool", str(pool)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["written"] == alone["written"]
+    steps = [each["modes"]["SA"]["tokens_per_step"] for each in (alone, report)]
+    assert steps[1] > 1.5 * steps[0]
+
+
+def test_a_pool_that_is_none(tmp_path, capsys):
+    path = tmp_path / "none.npz"
+    assert run_sa_spec.main(["--pool", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: --pool: {path}: cannot be read: No such file or directory\n"

@@ -1,4 +1,4 @@
-"""States in files."""
+"""States and pools in files."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import texts
-from calls import assert_states_equal, extend, reference_of
+from calls import assert_states_equal, extend, int32, reference_of
 from inspection import assert_slot_equals
 
 import jax_sa
@@ -121,3 +121,39 @@ def test_only_states_are_saved(tmp_path):
     with pytest.raises(TypeError, match="state: expected a jax_sa.State, got dict"):
         jax_sa.save(tmp_path / "a", {})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def pool():
+    rows = int32([[1, 2, 1, 3], [3, 4, 0, 0]])
+    pool = jax_sa.init_pool(16, num_groups=2)
+    return jax_sa.insert(pool, rows, int32([4, 2]), groups=int32([1, 0]))
+
+
+def test_a_saved_pool_goes_on(tmp_path, pool):
+    jax_sa.save(tmp_path / "a", pool)
+    loaded = jax_sa.load(tmp_path / "a")
+    assert isinstance(loaded, jax_sa.Pool)
+    more = int32([[5, 6]]), int32([2])
+    expected = jax_sa.insert(pool, *more)
+    jax.tree.map(np.testing.assert_array_equal, jax_sa.insert(loaded, *more), expected)
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(jax_sa.Pool)])
+def test_pools_whose_arrays_do_not_belong_together(tmp_path, pool, field):
+    path = tmp_path / "state: pool"
+    jax_sa.save(path, pool)
+    array = np.asarray(getattr(pool, field))
+    rewrite(path, **{field: array[..., 1:]})
+    assert "expected" in load_error(path)
+    rewrite(path, **{field: array.astype(np.int64)})
+    assert "expected int32[" in load_error(path)
+    rewrite(path, **{field: None})
+    assert "expected the arrays of a Pool, got " in load_error(path)
+
+
+def test_another_version_of_a_pool(tmp_path, pool):
+    path = tmp_path / "state: pool"
+    jax_sa.save(path, pool)
+    rewrite(path, pool_format_version=np.int32(2))
+    assert "expected format version 1, got 2" in load_error(path)

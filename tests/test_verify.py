@@ -10,10 +10,14 @@ import pytest
 import jax_sa
 from jax_sa import verify
 
+NONE, OWN, POOL, NEURAL = (jnp.int32(source) for source in jax_sa.Source)
+
 
 def draft_of(tokens, length):
     tokens, length = jnp.asarray(tokens, jnp.int32), jnp.asarray(length, jnp.int32)
-    return jax_sa.Draft(tokens, length, match_length=length, match_end=length)
+    return jax_sa.Draft(
+        tokens, length, match_length=length, match_end=length, source=jnp.full_like(length, OWN)
+    )
 
 
 def expected(draft, length, targets):
@@ -425,8 +429,9 @@ def test_merged_drafts(as_draft, widths, threshold):
         random.integers(0, neural_width + 1, rows) if as_draft else [neural_width] * rows
     )
     ends = jnp.asarray(match + 100, jnp.int32)
+    source = jnp.asarray(random.choice([OWN, POOL], rows), jnp.int32)
     merged = jax.jit(jax_sa.merge_drafts, static_argnames="threshold")(
-        jax_sa.Draft(*map(jnp.int32, (tokens, length, match)), match_end=ends),
+        jax_sa.Draft(*map(jnp.int32, (tokens, length, match)), match_end=ends, source=source),
         draft_of(neural, neural_length) if as_draft else jnp.int32(neural),
         threshold=threshold,
     )
@@ -440,6 +445,7 @@ def test_merged_drafts(as_draft, widths, threshold):
         assert int(merged.length[row]) == len(want)
         assert int(merged.match_length[row]) == match[row] * used
         assert int(merged.match_end[row]) == (match[row] + 100) * used
+        assert merged.source[row] == (source[row] if used else NEURAL if want else NONE)
 
 
 def test_agreement_counts_as_match_length():
@@ -448,6 +454,7 @@ def test_agreement_counts_as_match_length():
         length=jnp.array([3, 3, 3, 1, 0], jnp.int32),
         match_length=jnp.array([2, 2, 4, 1, 9], jnp.int32),
         match_end=jnp.array([7, 7, 7, 7, 7], jnp.int32),
+        source=jnp.array([OWN, OWN, POOL, POOL, OWN]),
     )
     neural = jnp.array([[1, 2], [1, 9], [8, 9], [1, 0], [0, 5]], jnp.int32)
     merged = jax_sa.merge_drafts(automaton, neural, threshold=4)
@@ -455,6 +462,7 @@ def test_agreement_counts_as_match_length():
     assert merged.length.tolist() == [3, 2, 3, 2, 2]
     assert merged.match_length.tolist() == [2, 0, 4, 0, 0]
     assert merged.match_end.tolist() == [7, 0, 7, 0, 0]
+    assert merged.source.tolist() == [OWN, NEURAL, POOL, NEURAL, NEURAL]
 
 
 def test_lengths_beyond_the_draft_are_the_whole_draft():

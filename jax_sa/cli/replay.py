@@ -1,18 +1,20 @@
 """The command `replay`: tokens per step that drafts would have made, as a table and JSON."""
 
 import argparse
+import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jax_sa import traces as traces_module
 from jax_sa._checks import check_int
 from jax_sa.cli.devices import start_jax
+from jax_sa.cli.encoder import load_encoder
 from jax_sa.cli.output import json_file, show
 from jax_sa.cli.progress import ProgressBar
 from jax_sa.cli.table import format_table
+from jax_sa.pool import get_pool_size
 from jax_sa.replay import Replayed, replay_traces, summarize
-from jax_sa.tokenizer import load_tokenizer
 from jax_sa.traces import Trace
 
 
@@ -57,7 +59,23 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--no-periodic", action="store_true", help="stop a draft at the end of the text"
     )
-    parser.add_argument("--slots", type=int, default=8, metavar="S", help="texts side by side (8)")
+    parser.add_argument(
+        "--slots",
+        type=int,
+        default=8,
+        metavar="S",
+        help="texts side by side (8); the next begins where one ends",
+    )
+    parser.add_argument(
+        "--pool",
+        type=int,
+        metavar="C",
+        help="put each text into a pool of C tokens as it ends, for the others to draft from; with "
+        "--draft-factor F, these draft at most F / 2 * match length tokens",
+    )
+    parser.add_argument(
+        "--pool-responses-only", action="store_true", help="keep prompts out of the pool"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N texts")
     parser.add_argument(
         "--tokenizer",
@@ -75,6 +93,9 @@ def run(args: argparse.Namespace) -> int:
     """Runs `replay`; ValueError or TypeError for bad input."""
     num_slots = check_int("--slots", args.slots, 1)
     limit = None if args.limit is None else check_int("--limit", args.limit, 1)
+    if args.pool_responses_only and args.pool is None:
+        raise ValueError("--pool-responses-only: expected --pool, got none")
+    pool = {} if args.pool is None else {"pool_capacity": _pool_capacity(args.pool)}
     options = {
         "max_draft": args.max_draft,
         "min_match": args.min_match,
@@ -82,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         "occurrence": args.occurrence,
         "draft_factor": args.draft_factor,
         "periodic": not args.no_periodic,
+        **pool,
+        **({"pool_responses_only": True} if args.pool_responses_only else {}),
     }
     with json_file("--json", args.json) as write_json:
         traces = _load_traces(args.traces, args.tokenizer)[:limit]
@@ -95,20 +118,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pool_capacity(capacity: int) -> int:
+    try:
+        get_pool_size(capacity)
+    except ValueError as error:
+        raise ValueError(f"--pool: {error}") from None
+    return capacity
+
+
 def _load_traces(path: pathlib.Path | None, tokenizer: pathlib.Path | None) -> list[Trace]:
     if path is None:
         if tokenizer is not None:
             raise ValueError("--tokenizer: expected TRACES with text to encode, got none")
         return traces_module.standard_library()
-    return traces_module.load(path, None if tokenizer is None else _encoder(tokenizer))
-
-
-def _encoder(path: pathlib.Path) -> Callable[[str], list[int]]:
-    try:
-        tokenizer = load_tokenizer(path)
-    except ValueError as error:
-        raise ValueError(f"--tokenizer: {error}") from None
-    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+    return traces_module.load(path, load_encoder("--tokenizer", tokenizer))
 
 
 def _as_json(
@@ -124,6 +147,9 @@ def _as_json(
                 "steps": result.steps,
                 "drafted": result.drafted,
                 "accepted": result.accepted,
+                "source": {
+                    name: dataclasses.asdict(counts) for name, counts in result.sources.items()
+                },
             }
             for result in results
         ],

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax_sa
 
 SLOTS, CAPACITY, MAX_DRAFT, STEPS = 64, 32_768, 8, 100
+POOL_CAPACITY = 2**20
 
 
 def decode_step(state, targets):
@@ -76,10 +77,48 @@ PROGRAMS = [
 ]
 
 
+def pool_step(carry, targets):
+    """What is found in the pool decides what is appended, and that goes into the pool."""
+    state, pool = carry
+    draft = jax_sa.lookup(state, max_draft=MAX_DRAFT, pool=pool)
+    accepted = jax_sa.accept_greedy(draft, targets)
+    state = jax_sa.extend(state, accepted.tokens, accepted.length)
+    return state, jax_sa.insert(pool, accepted.tokens, accepted.length)
+
+
+def fused_pool_step(carry, targets):
+    """Slots whose texts end go into the pool."""
+    state, pool = carry
+    lengths = jnp.full(SLOTS, 2, jnp.int32)
+    state, draft = jax_sa.extend_lookup(state, targets, lengths, max_draft=MAX_DRAFT, pool=pool)
+    ended = jnp.where(draft.tokens[:, 0] == 2, jnp.arange(SLOTS, dtype=jnp.int32), -1)
+    return (state, jax_sa.insert_slots(pool, state, ended)), draft.tokens
+
+
+def pool_scan(carry, targets):
+    return jax.lax.scan(lambda carry, _: fused_pool_step(carry, targets), carry, length=STEPS)
+
+
+def pool_while_loop(carry, targets):
+    def unfinished(carry):
+        return jnp.any(carry[0].length < CAPACITY // 2)
+
+    return jax.lax.while_loop(unfinished, lambda carry: pool_step(carry, targets), carry)
+
+
+POOL_PROGRAMS = [pool_step, fused_pool_step, pool_scan, pool_while_loop]
+
+
 def compile_program(program, sharding=None, **options):
     """Compiles `program(state, targets)` with the state donated, from shapes alone."""
     targets = jax.ShapeDtypeStruct((SLOTS, 1 + MAX_DRAFT), jnp.int32)
     return _compile(program, (_state(SLOTS), targets), sharding, options)
+
+
+def compile_pool_program(program, sharding=None, **options):
+    """Compiles `program((state, pool), targets)` likewise, the pool donated too."""
+    targets = jax.ShapeDtypeStruct((SLOTS, 1 + MAX_DRAFT), jnp.int32)
+    return _compile(program, ((_state(SLOTS), _pool()), targets), sharding, options)
 
 
 def compile_insert(sharding=None, **options):
@@ -90,6 +129,10 @@ def compile_insert(sharding=None, **options):
 
 def _state(num_slots):
     return jax.eval_shape(functools.partial(jax_sa.init, num_slots, CAPACITY))
+
+
+def _pool():
+    return jax.eval_shape(functools.partial(jax_sa.init_pool, POOL_CAPACITY))
 
 
 def _compile(program, arguments, sharding, options):
@@ -105,3 +148,9 @@ def assert_in_place(compiled):
     state = jax.eval_shape(functools.partial(jax_sa.init, SLOTS, CAPACITY))
     eighth = jax_sa.get_state_size(CAPACITY) // 8
     copies.assert_in_place(compiled, state, smallest=eighth, room=eighth)
+
+
+def assert_pool_in_place(compiled):
+    """Nor is anything as large as an eighth of a slot, or of the pool."""
+    eighth = jax_sa.get_state_size(CAPACITY) // 8
+    copies.assert_in_place(compiled, (_state(SLOTS), _pool()), smallest=eighth, room=eighth)

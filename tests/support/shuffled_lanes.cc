@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <numeric>
 #include <random>
+#include <utility>
+#include <vector>
 
 #include "host_warp.h"
+#include "pool_insert.h"
 #include "rows.h"
 
 namespace {
@@ -25,14 +28,9 @@ struct ShuffledWarp : HostWarp {
 
 }  // namespace
 
-// `leaves` are the arrays of a state of one slot.
-extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t num_entries,
-                              const int32_t* text, const int32_t* lengths, int32_t width,
-                              int32_t* draft, int32_t max_draft, uint32_t seed) {
-  std::mt19937 random(seed);
-  ShuffledWarp warp;
-  warp.random = &random;
-  int32_t scratch[3];
+namespace {
+
+State state_of(void* const* leaves, int32_t max_seq_len, int32_t num_entries) {
   State state;
 #define ASSIGN(type, name, size) state.name = static_cast<type*>(leaves[leaf_##name]);
   JAX_SA_LEAVES(ASSIGN)
@@ -40,10 +38,59 @@ extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t 
   state.num_slots = 1;
   state.max_seq_len = max_seq_len;
   state.num_entries = num_entries;
-  const ExtendLookup op{state,
+  return state;
+}
+
+Pool pool_of(int32_t* const* leaves, int32_t num_groups, int32_t capacity) {
+  return {leaves[0], leaves[1], leaves[2], leaves[3], num_groups, capacity};
+}
+
+}  // namespace
+
+// `leaves` are the arrays of a state of one slot, `pool` those of a pool of one group. `draft` has
+// room for `max_draft` tokens, and then for its length, match length, match end and source.
+extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t num_entries,
+                              int32_t* const* pool, int32_t capacity, const int32_t* text,
+                              const int32_t* lengths, int32_t width, int32_t* draft,
+                              int32_t max_draft, uint32_t seed) {
+  std::mt19937 random(seed);
+  ShuffledWarp warp;
+  warp.random = &random;
+  int32_t* const numbers = draft + max_draft;
+  const ExtendLookup op{state_of(leaves, max_seq_len, num_entries),
                         {nullptr, 1},
+                        {pool_of(pool, 1, capacity), nullptr},
                         {text, lengths, width},
                         {nullptr, 1, max_seq_len, true, true, 1e9},
-                        {draft, scratch, scratch + 1, scratch + 2, max_draft}};
+                        {draft, numbers, numbers + 1, numbers + 2, numbers + 3, max_draft}};
   op(warp, 0);
+}
+
+// The rows' tokens are written in any order too.
+extern "C" void pool_insert(int32_t* const* pool, int32_t num_groups, int32_t capacity,
+                            const int32_t* tokens, const int32_t* lengths, const int32_t* groups,
+                            int32_t rows, int32_t width, uint32_t seed) {
+  std::mt19937 random(seed);
+  ShuffledWarp warp;
+  warp.random = &random;
+  std::vector<int32_t> behind(rows), shifts(num_groups);
+  const PoolInsert<BlockTexts> op{pool_of(pool, num_groups, capacity),
+                                  {{tokens, lengths, width}},
+                                  groups,
+                                  rows,
+                                  width,
+                                  behind.data(),
+                                  shifts.data()};
+  for (int32_t group = 0; group < num_groups; ++group) {
+    op.place(warp, group);
+    int32_t* const entries = op.pool.table + op.pool.table_size() * group;
+    for (int64_t i = 0; i < op.pool.table_size(); ++i) op.rebase(entries[i], shifts[group]);
+  }
+  std::vector<std::pair<int32_t, int32_t>> places;
+  for (int32_t row = 0; row < rows; ++row) {
+    if (!op.writes(row)) continue;
+    for (int32_t i = 0; i <= op.texts(row).length; ++i) places.emplace_back(row, i);
+  }
+  std::shuffle(places.begin(), places.end(), random);
+  for (const auto& [row, i] : places) op.write(row, op.texts(row), i);
 }

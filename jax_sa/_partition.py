@@ -1,0 +1,238 @@
+"""A call split over devices: each device works on the slots that it has.
+
+A target follows the sharding of its table, such as a state's slots. Where rows are slots, each
+device has the rows of its slots, and nothing is communicated. Where `slots` says whose each row is,
+every device sees all rows and takes those of its own slots; the results, which are zeros in the
+other rows, are added up. That is an all-reduce of the results, never of the table.
+
+XLA calls `_partition` and `_infer` while it compiles a program for several devices.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_sa._checks import INT32_MAX
+from jax_sa._target import ROW_AXIS, Role, Target, axis_shapes, run_here
+
+MeshAxes = tuple[str, ...]
+
+
+def table_split(target: Target, shardings: Sequence[Any]) -> list[MeshAxes]:
+    """The mesh axes that the target's table is split over, for its vmapped axes and its own.
+
+    Args:
+      target: the target.
+      shardings: of the operands that are given.
+
+    Raises:
+      ValueError: naming the operand, for a table whose arrays are not all split over these axes
+        alone, and by the same mesh axes; for another table that is split at all.
+    """
+    split = None
+    for operand, sharding in zip(target.given, shardings, strict=True):
+        if operand.role.axis in (None, ROW_AXIS):
+            continue
+        if not isinstance(sharding, NamedSharding):
+            raise ValueError(f"{operand.name}: expected a NamedSharding, got {sharding}")
+        number = operand.role.vmapped + 1
+        axes = [*map(as_axes, sharding.spec), *[()] * number]
+        is_split = operand.role.axis == target.table
+        if any(axes[number:] if is_split else axes):
+            where = f"over its {target.table} alone" if is_split else "over nothing"
+            raise ValueError(f"{operand.name}: expected to be sharded {where}, got {sharding.spec}")
+        if is_split:
+            split = axes[:number] if split is None else split
+            if axes[:number] != split:
+                raise ValueError(
+                    f"{operand.name}: expected to be sharded like the rest of its {target.table}, "
+                    f"{PartitionSpec(*split)}, got {sharding.spec}"
+                )
+    return split or []
+
+
+def run(target: Target, *operands: jax.Array) -> list[jax.Array]:
+    """Calls the target on operands that may be sharded."""
+    return _run(target, *operands)
+
+
+_run = custom_partitioning(run_here, static_argnums=(0,))
+
+
+def _partition(
+    target: Target, mesh: Mesh, operands: Sequence[Any], results: Sequence[Any]
+) -> tuple[Mesh, Callable[..., Any], list[NamedSharding], tuple[NamedSharding, ...]]:
+    shardings = [operand.sharding for operand in operands]
+    split = table_split(target, shardings)
+    _check_whole(target, shardings)
+    _check_divides(target, mesh, split, operands)
+    _check_follows(target, split, results)
+    shapes = axis_shapes(target, operands)
+
+    def run_part(*parts: jax.Array) -> list[jax.Array]:
+        return _run_part(target, split, shapes.get(target.table, ()), *parts)
+
+    return (
+        mesh,
+        run_part,
+        _result_shardings(target, mesh, split, results),
+        tuple(
+            NamedSharding(mesh, _spec(target, operand.role, split, value.ndim))
+            for operand, value in zip(target.given, operands, strict=True)
+        ),
+    )
+
+
+def _infer(
+    target: Target, mesh: Mesh, operands: Sequence[Any], results: Sequence[Any]
+) -> list[NamedSharding]:
+    """The shardings of the results, as far as they are known, for GSPMD; it must not raise."""
+    known = [
+        [*map(as_axes, value.sharding.spec)][: operand.role.vmapped + 1]
+        for operand, value in zip(target.given, operands, strict=True)
+        if operand.role.axis == target.table and isinstance(value.sharding, NamedSharding)
+    ]
+    return _result_shardings(target, mesh, known[0] if known else [], results)
+
+
+def _rule(
+    target: Target, mesh: Mesh, operands: Sequence[Any], results: Sequence[Any]
+) -> SdyShardingRule:
+    """The same for Shardy: the table's axes may be split, and rows may not where ids name slots."""
+    roles = [operand.role for operand in target.given]
+    updated = {result: operand for operand, result in target.updated.items()}
+
+    def factors(prefix: str, role: Role, value: Any) -> tuple[str, ...]:
+        names = [f"{prefix}_{axis}" for axis in range(value.rank)]
+        if role.axis is not None:
+            axis = target.table if _is_split(target, role) else role.axis
+            names[: role.vmapped + 1] = [f"{axis}_{i}" for i in range(role.vmapped + 1)]
+        return tuple(names)
+
+    whole = {
+        f"{role.axis}_{i}"
+        for role in (*roles, *target.result_roles)
+        if role.axis is not None and not _is_split(target, role)
+        for i in range(role.vmapped + 1)
+    }
+    return SdyShardingRule(
+        tuple(
+            factors(f"operand{number}", role, value)
+            for number, (role, value) in enumerate(zip(roles, operands, strict=True))
+        ),
+        tuple(
+            factors(
+                f"operand{updated[number]}" if number in updated else f"result{number}", role, value
+            )
+            for number, (role, value) in enumerate(zip(target.result_roles, results, strict=True))
+        ),
+        need_replication_factors=tuple(sorted(whole)),
+    )
+
+
+_run.def_partition(_partition, infer_sharding_from_operands=_infer, sharding_rule=_rule)
+
+
+def _run_part(
+    target: Target, split: list[MeshAxes], shape: tuple[int, ...], *operands: jax.Array
+) -> list[jax.Array]:
+    """Calls the target on one device's part of a table that is of `shape` on all of them."""
+    mesh_axes = tuple(axis for axes in split for axis in axes)
+    if not mesh_axes or target.rows_are_entries:
+        return run_here(target, *operands)
+    local = axis_shapes(target, operands)[target.table]
+    results = run_here(
+        target,
+        *(
+            _local_ids(value, split, shape, local) if operand.role.names == target.table else value
+            for operand, value in zip(target.given, operands, strict=True)
+        ),
+    )
+    of_rows = [i for i, role in enumerate(target.result_roles) if role.axis == ROW_AXIS]
+    if of_rows:
+        added = jax.lax.psum([results[i] for i in of_rows], mesh_axes)
+        for i, result in zip(of_rows, added, strict=True):
+            results[i] = result
+    return results
+
+
+def _local_ids(
+    ids: jax.Array, split: list[MeshAxes], shape: tuple[int, ...], local: tuple[int, ...]
+) -> jax.Array:
+    """Ids among a table's entries on one device; INT32_MAX, out of range, for all others."""
+    here, result, rest = ids >= 0, jnp.zeros_like(ids), ids
+    for number in reversed(range(len(shape))):
+        place = rest % shape[number] if number else rest
+        rest = rest // shape[number]
+        axes = split[number]
+        place = place - (jax.lax.axis_index(axes) * local[number] if axes else 0)
+        here &= (place >= 0) & (place < local[number])
+        result += place * math.prod(local[number + 1 :])
+    return jnp.where(here, result, jnp.where(ids == -1, -1, INT32_MAX))
+
+
+def _check_whole(target: Target, shardings: Sequence[Any]) -> None:
+    """ValueError where an array that is updated as a whole, or one copied to it, is in parts."""
+    if not any(target.given[number].role.axis is None for number in target.updated):
+        return
+    for operand, sharding in zip(target.given, shardings, strict=True):
+        if operand.role.axis is None and any(map(as_axes, sharding.spec)):
+            raise ValueError(
+                f"{operand.name}: expected to be sharded over nothing, got {sharding.spec}; "
+                "inside jax.shard_map, each device may have its own"
+            )
+
+
+def _check_divides(
+    target: Target, mesh: Mesh, split: list[MeshAxes], operands: Sequence[Any]
+) -> None:
+    for axes, size in zip(split, axis_shapes(target, operands).get(target.table, ()), strict=False):
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            raise ValueError(
+                f"{target.op}: expected {target.table} in {parts} equal parts, got {size}"
+            )
+
+
+def _check_follows(target: Target, split: list[MeshAxes], results: Sequence[Any]) -> None:
+    """ValueError where a table that is whole would come back in parts, after a copy of it."""
+    for operand, result in target.updated.items():
+        spec = results[result].sharding.spec
+        if not any(split) and any(map(as_axes, spec)):
+            raise ValueError(
+                f"{target.given[operand].name}: expected to be sharded like the rows of the call "
+                f"and what is made of its results, {spec}, got none: shard the {target.table} too"
+            )
+
+
+def _result_shardings(
+    target: Target, mesh: Mesh, split: list[MeshAxes], results: Sequence[Any]
+) -> list[NamedSharding]:
+    return [
+        NamedSharding(mesh, _spec(target, role, split, value.ndim))
+        for role, value in zip(target.result_roles, results, strict=True)
+    ]
+
+
+def _spec(target: Target, role: Role, split: list[MeshAxes], ndim: int) -> PartitionSpec:
+    axes = split if _is_split(target, role) else []
+    return PartitionSpec(*(a or None for a in axes), *[None] * (ndim - len(axes)))
+
+
+def _is_split(target: Target, role: Role) -> bool:
+    """Whether its axis is split as the table's is."""
+    if role.axis is None:
+        return False
+    return role.axis == target.table or (role.axis == ROW_AXIS and target.rows_are_entries)
+
+
+def as_axes(entry: Any) -> MeshAxes:
+    """The mesh axes of an entry of a PartitionSpec."""
+    if entry is None:
+        return ()
+    return entry if isinstance(entry, tuple) else (entry,)
