@@ -23,12 +23,14 @@ from jax.experimental.pallas import triton
 from llama import attention_kernel
 from llama.attention import Block, Memory
 
-MOST_TOKENS = 256
+MOST_TOKENS = 640
 """Blocks of more tokens are left to XLA's products: prompts."""
 TOKENS = 64
 """Tokens of a tile at most; at least 16, of which a product may use fewer."""
 COLUMNS = 32
-"""Outputs of a tile."""
+"""Outputs of a tile; twice as many where there would be more than `PROGRAMS` tiles."""
+PROGRAMS = 128
+"""About as many as a large GPU has multiprocessors."""
 INPUTS = 128
 """Inputs of a chunk."""
 WARPS = 4
@@ -179,19 +181,19 @@ def gate(
     """[T, I] the gated inner states of the MLP: states [T, D] by the layer's [L, D, 2, I]."""
     (total, _), inner = x.shape, weight.shape[-1]
     tile = _tile(total)
+    width, grid = _columns(total, inner)
 
     def gate_kernel(layer_ref, x_ref, weight_ref, out_ref):
-        token, column = _token(tile), _column()
+        token, column = _token(tile), _column(width)
         layer = layer_ref[0]
         places = [lambda row, which=which: (layer, row, which, column[None]) for which in (0, 1)]
-        gate, up = _products(x_ref, weight_ref, places, token, COLUMNS)
+        gate, up = _products(x_ref, weight_ref, places, token, width)
         out = gate / (1.0 + jnp.exp(-gate)) * up
         mask = (token < total)[:, None]
         triton.store(out_ref.at[token[:, None], column[None]], out.astype(out_ref.dtype), mask=mask)
 
     out = jax.ShapeDtypeStruct((total, inner), x.dtype)
-    call = _call(gate_kernel, (pl.cdiv(total, tile), inner // COLUMNS), [out], interpret)
-    return call(layer[None], x, weight)[0]
+    return _call(gate_kernel, grid, [out], interpret)(layer[None], x, weight)[0]
 
 
 def add_product(
@@ -200,12 +202,13 @@ def add_product(
     """States x [T, D], plus inputs [T, K] by the layer's matrix of [L, K, D]."""
     total, hidden = x.shape
     tile = _tile(total)
+    width, grid = _columns(total, hidden)
 
     def add_product_kernel(layer_ref, x_ref, inputs_ref, weight_ref, out_ref):
-        token, column = _token(tile), _column()
+        token, column = _token(tile), _column(width)
         layer = layer_ref[0]
         places = [lambda row: (layer, row, column[None])]
-        (product,) = _products(inputs_ref, weight_ref, places, token, COLUMNS)
+        (product,) = _products(inputs_ref, weight_ref, places, token, width)
         at, mask = (token[:, None], column[None]), (token < total)[:, None]
         states = triton.load(x_ref.at[at], mask=mask, other=0).astype(jnp.float32)
         triton.store(out_ref.at[at], (states + product).astype(out_ref.dtype), mask=mask)
@@ -276,9 +279,17 @@ def _token(tile: int) -> jax.Array:
     return pl.program_id(0) * tile + jnp.arange(tile, dtype=jnp.int32)
 
 
-def _column() -> jax.Array:
+def _columns(total: int, outputs: int) -> tuple[int, tuple[int, int]]:
+    """C, and the grid of tiles."""
+    tiles = pl.cdiv(total, _tile(total))
+    is_many = tiles * outputs // COLUMNS > PROGRAMS and outputs % (2 * COLUMNS) == 0
+    width = 2 * COLUMNS if is_many else COLUMNS
+    return width, (tiles, outputs // width)
+
+
+def _column(width: int) -> jax.Array:
     """int32[C] the outputs of a program."""
-    return pl.program_id(1) * COLUMNS + jnp.arange(COLUMNS, dtype=jnp.int32)
+    return pl.program_id(1) * width + jnp.arange(width, dtype=jnp.int32)
 
 
 def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
