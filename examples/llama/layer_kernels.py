@@ -35,6 +35,9 @@ INPUTS = 128
 """Inputs of a chunk."""
 WARPS = 4
 STAGES = 4
+"""Chunks that are on their way at the same time at most."""
+SHARED_BYTES = 96 * 1024
+"""What these may take of a multiprocessor's memory: every GPU from 2018 on has so much."""
 
 
 def is_possible(layers: Any, tokens: int, head_dim: int) -> bool:
@@ -171,6 +174,7 @@ def project_heads(
         (pl.cdiv(total, tile), shared + 2, groups),
         [q, _like(keys), _like(values)],
         interpret,
+        chunk=INPUTS * (tile + head_dim),
         aliases={7: 1, 8: 2},
     )(layer[None], block.page, block.place, cos, sin, x, weight, keys, values)
 
@@ -193,7 +197,8 @@ def gate(
         triton.store(out_ref.at[token[:, None], column[None]], out.astype(out_ref.dtype), mask=mask)
 
     out = jax.ShapeDtypeStruct((total, inner), x.dtype)
-    return _call(gate_kernel, grid, [out], interpret)(layer[None], x, weight)[0]
+    call = _call(gate_kernel, grid, [out], interpret, chunk=INPUTS * (tile + 2 * width))
+    return call(layer[None], x, weight)[0]
 
 
 def add_product(
@@ -213,9 +218,8 @@ def add_product(
         states = triton.load(x_ref.at[at], mask=mask, other=0).astype(jnp.float32)
         triton.store(out_ref.at[at], (states + product).astype(out_ref.dtype), mask=mask)
 
-    call = _call(
-        add_product_kernel, (pl.cdiv(total, tile), hidden // COLUMNS), [_like(x)], interpret
-    )
+    chunk = INPUTS * (tile + width)
+    call = _call(add_product_kernel, grid, [_like(x)], interpret, chunk=chunk)
     return call(layer[None], x, inputs, weight)[0]
 
 
@@ -252,14 +256,18 @@ def _call(
     grid: tuple[int, ...],
     results: list[jax.ShapeDtypeStruct],
     interpret: bool,
+    *,
+    chunk: int = 1,
     aliases: dict[int, int] | None = None,
 ) -> Callable:
+    """A kernel, of which a chunk has so many inputs and weights, all of two bytes."""
+    stages = max(1, min(STAGES, SHARED_BYTES // (2 * chunk)))
     return pl.pallas_call(
         kernel,
         grid=grid,
         out_shape=results,
         input_output_aliases=aliases or {},
-        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=stages),
         interpret=interpret,
         name=kernel.__name__,
     )
