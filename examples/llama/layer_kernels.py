@@ -23,14 +23,12 @@ from jax.experimental.pallas import triton
 from llama import attention_kernel
 from llama.attention import Block, Memory
 
-MOST_TOKENS = 640
+MOST_TOKENS = 256
 """Blocks of more tokens are left to XLA's products: prompts."""
 TOKENS = 64
 """Tokens of a tile at most; at least 16, of which a product may use fewer."""
 COLUMNS = 32
-"""Outputs of a tile; twice as many where there would be more than `PROGRAMS` tiles."""
-PROGRAMS = 128
-"""About as many as a large GPU has multiprocessors."""
+"""Outputs of a tile."""
 INPUTS = 128
 """Inputs of a chunk."""
 WARPS = 4
@@ -185,19 +183,19 @@ def gate(
     """[T, I] the gated inner states of the MLP: states [T, D] by the layer's [L, D, 2, I]."""
     (total, _), inner = x.shape, weight.shape[-1]
     tile = _tile(total)
-    width, grid = _columns(total, inner)
 
     def gate_kernel(layer_ref, x_ref, weight_ref, out_ref):
-        token, column = _token(tile), _column(width)
+        token, column = _token(tile), _column()
         layer = layer_ref[0]
         places = [lambda row, which=which: (layer, row, which, column[None]) for which in (0, 1)]
-        gate, up = _products(x_ref, weight_ref, places, token, width)
+        gate, up = _products(x_ref, weight_ref, places, token, COLUMNS)
         out = gate / (1.0 + jnp.exp(-gate)) * up
         mask = (token < total)[:, None]
         triton.store(out_ref.at[token[:, None], column[None]], out.astype(out_ref.dtype), mask=mask)
 
     out = jax.ShapeDtypeStruct((total, inner), x.dtype)
-    call = _call(gate_kernel, grid, [out], interpret, chunk=INPUTS * (tile + 2 * width))
+    grid, chunk = (pl.cdiv(total, tile), inner // COLUMNS), INPUTS * (tile + 2 * COLUMNS)
+    call = _call(gate_kernel, grid, [out], interpret, chunk=chunk)
     return call(layer[None], x, weight)[0]
 
 
@@ -207,18 +205,17 @@ def add_product(
     """States x [T, D], plus inputs [T, K] by the layer's matrix of [L, K, D]."""
     total, hidden = x.shape
     tile = _tile(total)
-    width, grid = _columns(total, hidden)
 
     def add_product_kernel(layer_ref, x_ref, inputs_ref, weight_ref, out_ref):
-        token, column = _token(tile), _column(width)
+        token, column = _token(tile), _column()
         layer = layer_ref[0]
         places = [lambda row: (layer, row, column[None])]
-        (product,) = _products(inputs_ref, weight_ref, places, token, width)
+        (product,) = _products(inputs_ref, weight_ref, places, token, COLUMNS)
         at, mask = (token[:, None], column[None]), (token < total)[:, None]
         states = triton.load(x_ref.at[at], mask=mask, other=0).astype(jnp.float32)
         triton.store(out_ref.at[at], (states + product).astype(out_ref.dtype), mask=mask)
 
-    chunk = INPUTS * (tile + width)
+    grid, chunk = (pl.cdiv(total, tile), hidden // COLUMNS), INPUTS * (tile + COLUMNS)
     call = _call(add_product_kernel, grid, [_like(x)], interpret, chunk=chunk)
     return call(layer[None], x, inputs, weight)[0]
 
@@ -287,17 +284,9 @@ def _token(tile: int) -> jax.Array:
     return pl.program_id(0) * tile + jnp.arange(tile, dtype=jnp.int32)
 
 
-def _columns(total: int, outputs: int) -> tuple[int, tuple[int, int]]:
-    """C, and the grid of tiles."""
-    tiles = pl.cdiv(total, _tile(total))
-    is_many = tiles * outputs // COLUMNS > PROGRAMS and outputs % (2 * COLUMNS) == 0
-    width = 2 * COLUMNS if is_many else COLUMNS
-    return width, (tiles, outputs // width)
-
-
-def _column(width: int) -> jax.Array:
+def _column() -> jax.Array:
     """int32[C] the outputs of a program."""
-    return pl.program_id(1) * width + jnp.arange(width, dtype=jnp.int32)
+    return pl.program_id(1) * COLUMNS + jnp.arange(COLUMNS, dtype=jnp.int32)
 
 
 def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
