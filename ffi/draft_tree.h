@@ -172,12 +172,12 @@ class DraftTree {
 
   JAX_SA_FN TreeShape shape_at(int32_t scale) const {
     TreeShape shape{};
-#pragma unroll
+    JAX_SA_UNROLL
     for (int32_t c = 0; c < kMaxChains; ++c) {
       if (c >= count_) break;
       const int32_t length = length_at(chain_[c], scale);
       int32_t attach = 0, parent = 0;
-#pragma unroll
+      JAX_SA_UNROLL
       for (int32_t e = 0; e < c; ++e) {
         int32_t shared = shared_[c][e] < length ? shared_[c][e] : length;
         if (shape.length[e] < shared) shared = shape.length[e];

@@ -24,6 +24,7 @@ from programs import (
     PROGRAMS,
     PROMPT,
     SLOTS,
+    TREE_PROGRAMS,
     assert_in_place,
     assert_pool_in_place,
     compile_insert,
@@ -80,6 +81,13 @@ def test_captured(h100, program, index, tmp_path):
     compile_program(program, h100, index, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
     calls = captured_calls(tmp_path)
     assert calls == {True} or (index == "scan" and program is housekeeping and not calls)
+
+
+@pytest.mark.parametrize("program", TREE_PROGRAMS, ids=lambda program: program.__name__)
+def test_trees_in_place_and_captured(h100, program, tmp_path):
+    options = {"xla_dump_to": str(tmp_path), "xla_gpu_graph_min_graph_size": 1}
+    assert_in_place(compile_program(program, h100, **options))
+    assert_captured(tmp_path)
 
 
 def test_insert_of_a_scan_in_place(h100):

@@ -9,6 +9,7 @@ from programs import (
     POOL_PROGRAMS,
     PROGRAMS,
     SLOTS,
+    TREE_PROGRAMS,
     assert_in_place,
     assert_pool_in_place,
     compile_insert,
@@ -26,6 +27,11 @@ import jax_sa
 @pytest.mark.parametrize("index", ["automaton", "scan"])
 def test_no_copy_in_the_compiled_program(program, index):
     assert_in_place(compile_program(program, index=index), index)
+
+
+@pytest.mark.parametrize("program", TREE_PROGRAMS, ids=lambda program: program.__name__)
+def test_no_copy_where_drafts_are_trees(program):
+    assert_in_place(compile_program(program))
 
 
 @pytest.mark.parametrize("program", POOL_PROGRAMS, ids=lambda program: program.__name__)

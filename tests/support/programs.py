@@ -94,8 +94,6 @@ PROGRAMS = [
     fori_loop,
     scan,
     while_loop,
-    tree_step,
-    tree_loop,
     one_slot,
     housekeeping,
     reading,
@@ -132,6 +130,9 @@ def pool_while_loop(carry, targets):
 
 
 POOL_PROGRAMS = [pool_step, fused_pool_step, pool_scan, pool_while_loop]
+
+
+TREE_PROGRAMS = [tree_step, tree_loop]
 
 
 def compile_program(program, sharding=None, index="automaton", **options):
