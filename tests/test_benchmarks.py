@@ -36,6 +36,7 @@ BAD = {
     "fused_copy": "--steps",
     "pool_insert": "--runs",
     "seqlens": "--repeats",
+    "tree_step": "--steps",
     "weak_scaling": "--slots",
 }
 

@@ -65,6 +65,13 @@ OPS = {
     "extend_lookup pool": lambda state, tokens, lengths, pool: jax_sa.extend_lookup(
         state, tokens, lengths, pool=pool, **DRAFT()
     ),
+    "lookup_tree": lambda state, limits: jax_sa.lookup_tree(state, limits=limits, max_nodes=6),
+    "extend_lookup_tree": lambda state, tokens, lengths, pool: jax_sa.extend_lookup_tree(
+        state, tokens, lengths, pool=pool, max_nodes=6
+    ),
+    "extend_lookup_tree slots": lambda state, row_tokens, row_lengths, slots: (
+        jax_sa.extend_lookup_tree(state, row_tokens, row_lengths, slots=slots, max_nodes=6)
+    ),
     "reset": lambda state, slots: jax_sa.reset(state, slots),
     "copy_slots": lambda state, slots, others: jax_sa.copy_slots(state, slots, others),
     "insert": lambda state, built, slot: jax_sa.insert(state, built, slot),
@@ -79,10 +86,11 @@ OPS = {
 UPDATING = [
     name
     for name in OPS
-    if name.split()[0] in ("extend", "extend_lookup", "reset", "copy_slots", "insert")
+    if name.split()[0]
+    in ("extend", "extend_lookup", "extend_lookup_tree", "reset", "copy_slots", "insert")
 ]
 
-ADDING = ["lookup slots", "extend_lookup slots", "read_tokens slots"]
+ADDING = ["lookup slots", "extend_lookup slots", "read_tokens slots", "extend_lookup_tree slots"]
 """Ops whose results every device has a part of, which are added up."""
 
 
