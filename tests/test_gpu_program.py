@@ -21,9 +21,9 @@ from metadata_programs import (
 from programs import (
     CAPACITY,
     POOL_PROGRAMS,
-    PROGRAMS,
     PROMPT,
     SLOTS,
+    WITH_INDEX,
     assert_in_place,
     assert_pool_in_place,
     compile_insert,
@@ -31,6 +31,7 @@ from programs import (
     compile_program,
     compile_prompt,
     housekeeping,
+    program_id,
     prompt_workspace,
     scan,
     while_loop,
@@ -67,14 +68,12 @@ def two_h100():
     return find_devices("1x1x2")
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-@pytest.mark.parametrize("index", ["automaton", "scan"])
+@pytest.mark.parametrize(("program", "index"), WITH_INDEX, ids=program_id)
 def test_in_place(h100, program, index):
     assert_in_place(compile_program(program, h100, index), index)
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-@pytest.mark.parametrize("index", ["automaton", "scan"])
+@pytest.mark.parametrize(("program", "index"), WITH_INDEX, ids=program_id)
 def test_captured(h100, program, index, tmp_path):
     """Every custom call sits inside a command buffer, which becomes a CUDA graph."""
     compile_program(program, h100, index, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)

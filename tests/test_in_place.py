@@ -7,8 +7,8 @@ from programs import (
     CAPACITY,
     MAX_DRAFT,
     POOL_PROGRAMS,
-    PROGRAMS,
     SLOTS,
+    WITH_INDEX,
     assert_in_place,
     assert_pool_in_place,
     compile_insert,
@@ -16,14 +16,14 @@ from programs import (
     compile_program,
     compile_prompt,
     decode_step,
+    program_id,
     prompt_workspace,
 )
 
 import jax_sa
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-@pytest.mark.parametrize("index", ["automaton", "scan"])
+@pytest.mark.parametrize(("program", "index"), WITH_INDEX, ids=program_id)
 def test_no_copy_in_the_compiled_program(program, index):
     assert_in_place(compile_program(program, index=index), index)
 
@@ -40,7 +40,7 @@ def test_no_copy_in_insert(index):
 
 def test_no_copy_in_a_prompt():
     workspace = prompt_workspace() if jax.default_backend() == "gpu" else 0
-    assert_in_place(compile_prompt(), workspace)
+    assert_in_place(compile_prompt(), workspace=workspace)
 
 
 def test_the_check_sees_copies():

@@ -94,12 +94,23 @@ PROGRAMS = [
     fori_loop,
     scan,
     while_loop,
-    tree_step,
-    tree_loop,
     one_slot,
     housekeeping,
     reading,
 ]
+
+TREE_PROGRAMS = [tree_step, tree_loop]
+
+WITH_INDEX = [
+    *((program, index) for program in PROGRAMS for index in ("automaton", "scan")),
+    *((program, "automaton") for program in TREE_PROGRAMS),
+]
+"""Programs, and the indexes that they work with."""
+
+
+def program_id(value):
+    """Of a program or of an index, in the name of a test."""
+    return getattr(value, "__name__", value)
 
 
 def pool_step(carry, targets):
