@@ -43,12 +43,6 @@ INSTEAD_OF_VMAP = (
 )
 
 
-_NOT_GIVEN = np.zeros(0, np.int32)
-"""An array of rows that was not given, as the targets take it."""
-
-_NO_POOL = (np.zeros((0, 0), np.int32), np.zeros(0, np.int32), np.zeros((0, 0, 0), np.int32))
-
-
 class Source(enum.IntEnum):
     """Values of `Draft.source`: where the drafted tokens come from."""
 
@@ -348,10 +342,11 @@ def _check_seen(rows: int, pool: Any, groups: Any) -> tuple[Any, ...]:
     if pool is None:
         if groups is not None:
             raise ValueError("groups: expected a pool whose groups they are, got none")
-        return _NOT_GIVEN, *_NO_POOL
+        # Not constants of NumPy: jaxlib 0.11.2 crashes compiling empty ones inside shard_map.
+        return tuple(jnp.zeros((0,) * rank, jnp.int32) for rank in (1, 2, 1, 3))
     check_pool(pool)
     if groups is None:
-        groups = _NOT_GIVEN
+        groups = jnp.zeros((0,), jnp.int32)
     else:
         check_array("groups", groups, jnp.int32, (rows,))
     return groups, pool.ring, pool.head, pool.table

@@ -12,16 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_sa._checks import check_array
 from jax_sa._targets import result_type
 from jax_sa.automaton import _call
 from jax_sa.pool import Pool, check_pool
 from jax_sa.state import State, check_state
-
-_NONE = np.zeros(0, np.int32)
-"""An argument that was not given, as the targets take it."""
 
 
 def insert_texts(
@@ -88,9 +84,10 @@ def insert_slots(
     return _call_insert("pool_insert_slots", arguments, pool, rows)
 
 
-def _optional(name: str, value: Any, rows: int) -> Any:
+def _optional(name: str, value: Any, rows: int) -> jax.Array:
+    """An array of rows as the targets take it: empty where it was not given."""
     if value is None:
-        return _NONE
+        return jnp.zeros((0,), jnp.int32)
     check_array(name, value, jnp.int32, (rows,))
     return value
 
