@@ -126,7 +126,7 @@ class _Drafts(NamedTuple):
     """What the recorded tokens at these places, int32[S, T], confirm."""
 
 
-def _drafts(state: State, pool: Pool | None, options: dict[str, Any]) -> _Drafts:
+def _drafts(state: AnyState, pool: Pool | None, options: dict[str, Any]) -> _Drafts:
     if "max_nodes" not in options:
         draft = lookup(state, pool=pool, **options)
         ahead = jnp.arange(1 + options["max_draft"], dtype=jnp.int32)[None]
