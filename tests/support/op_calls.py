@@ -65,6 +65,10 @@ OPS = {
     "extend_lookup pool": lambda state, tokens, lengths, pool: jax_sa.extend_lookup(
         state, tokens, lengths, pool=pool, **DRAFT()
     ),
+    "lookup_tree": lambda state, limits: jax_sa.lookup_tree(state, max_nodes=6, limits=limits),
+    "extend_lookup_tree slots": lambda state, row_tokens, row_lengths, slots: (
+        jax_sa.extend_lookup_tree(state, row_tokens, row_lengths, max_nodes=6, slots=slots)
+    ),
     "reset": lambda state, slots: jax_sa.reset(state, slots),
     "copy_slots": lambda state, slots, others: jax_sa.copy_slots(state, slots, others),
     "insert": lambda state, built, slot: jax_sa.insert(state, built, slot),
@@ -79,10 +83,16 @@ OPS = {
 UPDATING = [
     name
     for name in OPS
-    if name.split()[0] in ("extend", "extend_lookup", "reset", "copy_slots", "insert")
+    if name.split()[0]
+    in ("extend", "extend_lookup", "extend_lookup_tree", "reset", "copy_slots", "insert")
 ]
 
-ADDING = ["lookup slots", "extend_lookup slots", "read_tokens slots"]
+ADDING = [
+    "lookup slots",
+    "extend_lookup slots",
+    "extend_lookup_tree slots",
+    "read_tokens slots",
+]
 """Ops whose results every device has a part of, which are added up."""
 
 
