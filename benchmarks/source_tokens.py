@@ -1,5 +1,6 @@
 """Token streams of real text: the source code of the running Python, split into words."""
 
+import functools
 import itertools
 import pathlib
 import re
@@ -8,6 +9,7 @@ import sysconfig
 import numpy as np
 
 
+@functools.cache
 def source_tokens(length: int) -> np.ndarray:
     """int32[length]: words, runs of spaces and signs, numbered in order of appearance."""
     ids: dict[str, int] = {}

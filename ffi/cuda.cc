@@ -1,11 +1,13 @@
 // The CUDA handlers and the module `jax_sa._cuda`. It links the CUDA runtime statically and
 // imports on machines without a GPU.
 #include "automaton_handlers.h"
+#include "draft_tree_handlers.h"
 #include "fused_copy_handlers.h"
 #include "kernels.h"
 #include "module.h"
 #include "pool_handlers.h"
 #include "prefill_handlers.h"
+#include "scan_handlers.h"
 #include "seqlens_handlers.h"
 #include "whole_slots_handlers.h"
 
@@ -27,8 +29,10 @@ struct CudaRunner {
 
 using CudaAutomaton = AutomatonHandlers<CudaRunner>;
 using CudaPrefill = PrefillHandlers<CudaRunner>;
+using CudaDraftTree = DraftTreeHandlers<CudaRunner>;
 using CudaWholeSlots = WholeSlotsHandlers<CudaRunner>;
 using CudaPool = PoolHandlers<CudaRunner>;
+using CudaScan = ScanHandlers<CudaRunner>;
 using CudaSeqlens = SeqlensHandlers<CudaRunner>;
 using CudaFusedCopy = FusedCopyHandlers<CudaRunner>;
 
@@ -40,6 +44,9 @@ XLA_FFI_DEFINE_HANDLER(kLookup, CudaAutomaton::lookup, CudaAutomaton::bind_looku
 XLA_FFI_DEFINE_HANDLER(kExtendLookup, CudaAutomaton::extend_lookup,
                        CudaAutomaton::bind_extend_lookup(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kPrefill, CudaPrefill::prefill, CudaPrefill::bind_prefill(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kLookupTree, CudaDraftTree::lookup, CudaDraftTree::bind_lookup(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kExtendLookupTree, CudaDraftTree::extend_lookup,
+                       CudaDraftTree::bind_extend_lookup(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kReadTokens, CudaAutomaton::read_tokens, CudaAutomaton::bind_read_tokens(),
                        kTraits);
 XLA_FFI_DEFINE_HANDLER(kValidate, CudaAutomaton::validate, CudaAutomaton::bind_validate(), kTraits);
@@ -50,6 +57,10 @@ XLA_FFI_DEFINE_HANDLER(kCopySlots, CudaWholeSlots::copy_slots, CudaWholeSlots::b
 XLA_FFI_DEFINE_HANDLER(kPoolInsert, CudaPool::insert, CudaPool::bind_insert(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kPoolInsertSlots, CudaPool::insert_slots, CudaPool::bind_insert_slots(),
                        kTraits);
+XLA_FFI_DEFINE_HANDLER(kScanExtend, CudaScan::extend, CudaScan::bind_extend(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kScanLookup, CudaScan::lookup, CudaScan::bind_lookup(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kScanExtendLookup, CudaScan::extend_lookup, CudaScan::bind_extend_lookup(),
+                       kTraits);
 XLA_FFI_DEFINE_HANDLER(kExpandSeqlens, CudaSeqlens::expand, CudaSeqlens::bind_expand(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kFusedCopy, CudaFusedCopy::copy, CudaFusedCopy::bind_copy(), kTraits);
 
@@ -58,6 +69,8 @@ PYBIND11_MODULE(_cuda, module) {
                          {"lookup", kLookup},
                          {"extend_lookup", kExtendLookup},
                          {"prefill", kPrefill},
+                         {"lookup_tree", kLookupTree},
+                         {"extend_lookup_tree", kExtendLookupTree},
                          {"read_tokens", kReadTokens},
                          {"validate", kValidate},
                          {"reset", kReset},
@@ -65,6 +78,9 @@ PYBIND11_MODULE(_cuda, module) {
                          {"copy_slots", kCopySlots},
                          {"pool_insert", kPoolInsert},
                          {"pool_insert_slots", kPoolInsertSlots},
+                         {"scan_extend", kScanExtend},
+                         {"scan_lookup", kScanLookup},
+                         {"scan_extend_lookup", kScanExtendLookup},
                          {"expand_seqlens", kExpandSeqlens},
                          {"fused_copy", kFusedCopy}});
 }

@@ -7,16 +7,16 @@ import jax
 from jax_sa.automaton import insert as insert_built
 from jax_sa.pool import Pool
 from jax_sa.pool_insert import insert_texts
-from jax_sa.state import State
+from jax_sa.state import AnyState
 
 
 @overload
-def insert(state: State, built: State, slot: jax.Array | int) -> State: ...
+def insert(state: AnyState, built: AnyState, slot: jax.Array | int) -> AnyState: ...
 @overload
 def insert(
     pool: Pool, tokens: jax.Array, lengths: jax.Array, *, groups: jax.Array | None = None
 ) -> Pool: ...
-def insert(*arguments: Any, **options: Any) -> State | Pool:
+def insert(*arguments: Any, **options: Any) -> AnyState | Pool:
     """Puts a text that was built into a slot of a state, or texts into a pool.
 
     `insert(state, built, slot)` makes one slot a copy of the only slot of another state, seed and

@@ -8,6 +8,7 @@ other rows, are added up. That is an all-reduce of the results, never of the tab
 XLA calls `_partition` and `_infer` while it compiles a program for several devices.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,8 +39,6 @@ def table_split(target: Target, shardings: Sequence[Any]) -> list[MeshAxes]:
     for operand, sharding in zip(target.given, shardings, strict=True):
         if operand.role.axis in (None, ROW_AXIS):
             continue
-        if not isinstance(sharding, NamedSharding):
-            raise ValueError(f"{operand.name}: expected a NamedSharding, got {sharding}")
         number = operand.role.vmapped + 1
         axes = [*map(as_axes, sharding.spec), *[()] * number]
         is_split = operand.role.axis == target.table
@@ -68,6 +67,8 @@ def _partition(
     target: Target, mesh: Mesh, operands: Sequence[Any], results: Sequence[Any]
 ) -> tuple[Mesh, Callable[..., Any], list[NamedSharding], tuple[NamedSharding, ...]]:
     shardings = [operand.sharding for operand in operands]
+    if not isinstance(shardings[0], NamedSharding):
+        return _partition_inside(target, mesh, shardings, results)
     split = table_split(target, shardings)
     _check_whole(target, shardings)
     _check_divides(target, mesh, split, operands)
@@ -86,6 +87,21 @@ def _partition(
             for operand, value in zip(target.given, operands, strict=True)
         ),
     )
+
+
+def _partition_inside(
+    target: Target, mesh: Mesh, shardings: Sequence[Any], results: Sequence[Any]
+) -> tuple[Mesh, Callable[..., Any], list[Any], tuple[Any, ...]]:
+    """Inside a shard_map over some mesh axes, where JAX does not tell which the others are."""
+    for operand, sharding in zip(target.given, shardings, strict=True):
+        if operand.role.axis not in (None, ROW_AXIS) and not sharding.is_fully_replicated:
+            raise ValueError(
+                f"{operand.name}: expected to be sharded over no mesh axis but those of the "
+                f"jax.shard_map around, got {sharding}"
+            )
+    whole = next(sharding for sharding in shardings if sharding.is_fully_replicated)
+    run_whole = functools.partial(run_here, target)
+    return mesh, run_whole, [whole] * len(results), tuple(whole for _ in shardings)
 
 
 def _infer(

@@ -168,7 +168,8 @@ def _result_type(
     like = jax.typeof(operands[0])
     axis = result.role.axis
     spec: list[Any] = [] if axis is None else [None]
-    if axis == target.table or (axis == ROW_AXIS and target.rows_are_entries):
+    follows = axis == target.table or (axis == ROW_AXIS and target.rows_are_entries)
+    if axis is not None and follows:
         index = [operand.role.axis for operand in target.given].index(target.table)
         first = jax.typeof(operands[index]).sharding.spec[:1]
         spec = [*first, None][:1] if not result.role.vmapped else [None]

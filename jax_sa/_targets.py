@@ -8,6 +8,7 @@ import re
 from types import ModuleType
 
 import jax
+import jax.extend.backend
 import jaxlib
 
 _OLDEST_FFI_VERSION = (0, 3)
@@ -81,8 +82,16 @@ def _runtime_ffi_version() -> tuple[int, int]:
     return major, minor
 
 
-def require_cpu() -> None:
-    """Registers everything; raises ImportError if not even the CPU's handlers are usable."""
+def unusable_reason(backend: str) -> str | None:
+    """Why no handlers are usable on one of JAX's backends; None where they are.
+
+    Args:
+      backend: as `jax.default_backend()` names it; "gpu" is CUDA or ROCm.
+    """
+    name = {"gpu": "CUDA"}.get(backend, backend)
+    if backend == "gpu" and "rocm" in jax.extend.backend.get_backend().platform_version.lower():
+        name = "ROCm"
     for platform in platforms():
-        if platform.name == "cpu" and platform.problem:
-            raise ImportError(f"jax_sa: the CPU handlers are not usable: {platform.problem}")
+        if platform.name == name:
+            return platform.problem and f"on {name}, the handlers are {platform.problem}"
+    return f"jax_sa has no handlers for {name}"

@@ -2,15 +2,15 @@
 
 Letters: S slots, N `max_seq_len`, B rows of a call, T tokens of a row, K draft tokens.
 
-All ops work in jit, scan, fori_loop, while_loop and shard_map over the slot axis. The state is
-updated in place where it is donated or carried by a loop; where it is neither, XLA copies it once.
+All ops work in jit, scan, fori_loop, while_loop and vmap, on a state that is split over devices by
+its slots (docs/sharding.md), and in shard_map over the slot axis. The state is updated in place
+where it is donated or carried by a loop; where it is neither, XLA copies it once.
 A row whose length is out of range appends nothing, and `Status.OUT_OF_RANGE` of its slot says so.
 A row whose slot is out of range changes nothing and drafts nothing, and as it has no slot whose
 status could say so, nothing does: a slot id must be -1 or in 0..S-1.
 """
 
 import dataclasses
-import enum
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sa._call import Argument, call, leaves_of
+from jax_sa import scan
+from jax_sa._call import Argument, leaves_of
 from jax_sa._checks import (
     INT32_MAX,
     check_array,
@@ -28,28 +29,16 @@ from jax_sa._checks import (
     check_int,
     check_positive_float,
 )
+from jax_sa._state_call import call_on_state
 from jax_sa._target import GROUP_IDS, GROUPS, ROWS, SLOT_IDS, SLOTS, Result
+from jax_sa.draft import DRAFT_FILL as DRAFT_FILL
+from jax_sa.draft import Source as Source
 from jax_sa.pool import Pool, check_pool
-from jax_sa.state import State, check_state
-
-DRAFT_FILL = 0
-"""The token at the places of a draft beyond its length: one that every model can embed."""
+from jax_sa.scan_state import ScanState
+from jax_sa.state import AnyState, check_state
 
 MAX_DRAFT = 2**16
 """The largest `max_draft`."""
-
-
-class Source(enum.IntEnum):
-    """Values of `Draft.source`: where the drafted tokens come from."""
-
-    NONE = 0
-    """Nowhere: there is no match, and so no draft."""
-    OWN = 1
-    """The row's own text."""
-    POOL = 2
-    """A text in the pool."""
-    NEURAL = 3
-    """A neural drafter."""
 
 
 @jax.tree_util.register_dataclass
@@ -72,8 +61,8 @@ class Draft:
 
 
 def extend(
-    state: State, tokens: jax.Array, lengths: jax.Array, *, slots: jax.Array | None = None
-) -> State:
+    state: AnyState, tokens: jax.Array, lengths: jax.Array, *, slots: jax.Array | None = None
+) -> AnyState:
     """Appends `tokens[b, :lengths[b]]` to the text of row b's slot.
 
     On CUDA, where T is 256 or more, the automata of long rows are built in parallel if that is
@@ -107,7 +96,7 @@ def extend(
 
 
 def lookup(
-    state: State,
+    state: AnyState,
     *,
     max_draft: int,
     slots: jax.Array | None = None,
@@ -166,7 +155,7 @@ def lookup(
 
 
 def extend_lookup(
-    state: State,
+    state: AnyState,
     tokens: jax.Array,
     lengths: jax.Array,
     *,
@@ -180,7 +169,7 @@ def extend_lookup(
     periodic: bool = True,
     pool: Pool | None = None,
     groups: jax.Array | None = None,
-) -> tuple[State, Draft]:
+) -> tuple[AnyState, Draft]:
     """`extend`, then `lookup` of the same rows, in one kernel launch, or two for long rows.
 
     Arguments, results and errors are theirs, but for one thing: of rows that name one slot, only
@@ -204,7 +193,7 @@ def extend_lookup(
     return state, Draft(*results)
 
 
-def reset(state: State, slots: jax.Array) -> State:
+def reset(state: AnyState, slots: jax.Array) -> AnyState:
     """Empties slots, their status included: every array of an empty slot is zeros but its seed.
 
     Args:
@@ -220,7 +209,7 @@ def reset(state: State, slots: jax.Array) -> State:
     return state
 
 
-def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
+def copy_slots(state: AnyState, src: jax.Array, dst: jax.Array) -> AnyState:
     """Makes slot `dst[b]` a copy of slot `src[b]`, seed included, as when a request is forked.
 
     Args:
@@ -228,7 +217,8 @@ def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
       src: int32[B]; -1 skips the row.
       dst: int32[B]; -1 skips the row. If rows name one slot twice, the first has it. A row whose
         source another row overwrites copies nothing. `Status.CONFLICT` of the destination says so.
-        A row whose source is out of range copies nothing; `Status.OUT_OF_RANGE` says so.
+        A row whose source is out of range copies nothing; `Status.OUT_OF_RANGE` says so. So it is
+        with a source on another device, where the state is split over devices.
 
     Raises:
       ValueError, TypeError: at trace time, for a wrong shape or dtype.
@@ -241,13 +231,13 @@ def copy_slots(state: State, src: jax.Array, dst: jax.Array) -> State:
     return state
 
 
-def insert(state: State, built: State, slot: jax.Array | int) -> State:
+def insert(state: AnyState, built: AnyState, slot: jax.Array | int) -> AnyState:
     """Makes one slot a copy of the only slot of another state, seed and status included.
 
     Args:
       state: of S slots.
-      built: of one slot with the same `max_seq_len`, as `build_on_host` returns it. It is only
-        read. In jit, it must be on the devices of `state`.
+      built: of one slot, of the same index and `max_seq_len`, as `build_on_host` returns it. It is
+        only read. In jit, it must be on the devices of `state`.
       slot: int32[] or an int in 0..S-1. An array out of that range, known on the device only,
         changes nothing.
 
@@ -256,6 +246,10 @@ def insert(state: State, built: State, slot: jax.Array | int) -> State:
     """
     check_state(state)
     check_state(built)
+    if type(built) is not type(state):
+        raise TypeError(
+            f"built: expected a jax_sa.{type(state).__name__}, got {type(built).__name__}"
+        )
     if (built.num_slots, built.max_seq_len) != (1, state.max_seq_len):
         raise ValueError(
             f"built: expected one slot of max_seq_len {state.max_seq_len}, "
@@ -274,7 +268,7 @@ def insert(state: State, built: State, slot: jax.Array | int) -> State:
 
 
 def read_tokens(
-    state: State, starts: jax.Array, *, length: int, slots: jax.Array | None = None
+    state: AnyState, starts: jax.Array, *, length: int, slots: jax.Array | None = None
 ) -> jax.Array:
     """A part of each text, without a copy of the state.
 
@@ -300,7 +294,7 @@ def read_tokens(
     return tokens
 
 
-def validate(state: State) -> jax.Array:
+def validate(state: AnyState) -> jax.Array:
     """Checks that each slot holds the automaton of its text, exactly.
 
     The ops trust the state that they are given: contents that no op left there can make them
@@ -329,7 +323,7 @@ def validate(state: State) -> jax.Array:
     return invalid
 
 
-def _check_text(state: State, tokens: Any, lengths: Any, slots: Any) -> int:
+def _check_text(state: AnyState, tokens: Any, lengths: Any, slots: Any) -> int:
     """The rows of a call."""
     rows = _check_slots(state, slots)
     check_array("tokens", tokens, jnp.int32, (rows, "T"))
@@ -337,7 +331,7 @@ def _check_text(state: State, tokens: Any, lengths: Any, slots: Any) -> int:
     return rows
 
 
-def _check_slots(state: State, slots: Any) -> int:
+def _check_slots(state: AnyState, slots: Any) -> int:
     """The rows of a call."""
     if slots is None:
         return state.num_slots
@@ -403,16 +397,12 @@ def _draft_results(max_draft: int) -> list[Result]:
 def _call(
     op: str,
     operands: Sequence[Argument],
-    state: State,
+    state: AnyState,
     results: Sequence[Result] = (),
     attributes: dict[str, Any] | None = None,
     *,
     updates: bool = False,
-) -> tuple[list[jax.Array], State]:
-    """Calls a target with the state's leaves last; an update has them as its last results."""
-    leaves = leaves_of("state", SLOTS, state)
-    updated = range(len(operands), len(operands) + len(leaves)) if updates else ()
-    outputs = call(op, SLOTS, [*operands, *leaves], [*results, *updated], attributes)
-    if updates:
-        state = State(*outputs[len(results) :])
-    return outputs[: len(results)], state
+) -> tuple[list[jax.Array], AnyState]:
+    """The results of an op of the state's index, and the state as it left it."""
+    run = scan.call if isinstance(state, ScanState) else call_on_state
+    return run(op, operands, state, results, attributes or {}, updates=updates)

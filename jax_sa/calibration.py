@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sa.state import State
+from jax_sa.state import AnyState
 
 CALIBRATION_TOKENS = 8
 """New tokens that a calibration needs at least, to see steps of every width."""
@@ -31,7 +31,7 @@ class Calibration(NamedTuple):
     """float32[W] seconds of a step of each width."""
     cache: Any
     """The model's, for the next call."""
-    state: State | None
+    state: AnyState | None
     """The automata, for the next call."""
 
 

@@ -1,4 +1,4 @@
-"""The automaton of one text, built on the host while the device does something else."""
+"""The index of one text, built on the host while the device does something else."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,13 +8,21 @@ import numpy as np
 
 from jax_sa._checks import INT32_MAX
 from jax_sa.automaton import extend
-from jax_sa.state import State, get_state_size, init
+from jax_sa.scan_state import ScanState
+from jax_sa.state import AnyState, get_state_size, init
 
 PROMPT_CHUNK = 1024
-"""Tokens that the host appends at a time: one compiled program builds prompts of any length."""
+"""Tokens that the host appends to an automaton at a time: one compiled program builds prompts of
+any length. A scan has them all appended at once, which takes one pass."""
 
 
-def build_on_host(tokens: Sequence[int] | np.ndarray, max_seq_len: int, *, seed: int = 0) -> State:
+def build_on_host(
+    tokens: Sequence[int] | np.ndarray,
+    max_seq_len: int,
+    *,
+    seed: int = 0,
+    index: str = "automaton",
+) -> AnyState:
     """A state of one slot that holds a text, on the CPU, for `insert`.
 
     The device goes on with what it was given while the host builds. `extend` takes less time where
@@ -24,17 +32,18 @@ def build_on_host(tokens: Sequence[int] | np.ndarray, max_seq_len: int, *, seed:
       tokens: 0..N ints, each an int32.
       max_seq_len: N, as of the state that it is for.
       seed: of the slot, as in `init`; `insert` takes it along.
+      index: "automaton" or "scan", as of the state that it is for.
 
     Raises:
-      ValueError: the tokens are too many or no int32s, `max_seq_len` or `seed` is out of range, or
-        JAX was told to have no CPU (`JAX_PLATFORMS`).
-      TypeError: the tokens are no ints, or `max_seq_len` or `seed` is none.
+      ValueError: the tokens are too many or no int32s, `max_seq_len` or `seed` is out of range,
+        `index` is neither, or JAX was told to have no CPU (`JAX_PLATFORMS`).
+      TypeError: the tokens are no ints, `max_seq_len` or `seed` is none, or `index` no str.
     """
-    get_state_size(max_seq_len)  # which checks it
+    get_state_size(max_seq_len, index=index)  # which checks them
     tokens = check_tokens(tokens, max_seq_len)
-    width = min(PROMPT_CHUNK, max_seq_len)
     with jax.default_device(_host()):
-        built = init(1, max_seq_len, seed=seed)
+        built = init(1, max_seq_len, seed=seed, index=index)
+        width = max_seq_len if isinstance(built, ScanState) else min(PROMPT_CHUNK, max_seq_len)
         for begin in range(0, len(tokens), width):
             chunk = tokens[begin : begin + width]
             padded = np.pad(chunk, (0, width - len(chunk)))[None]

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from jax_sa._checks import INT32_MIN, check_array, check_bool, check_int
+from jax_sa._checks import INT32_MIN, check_array, check_bool, check_choice, check_int
 from jax_sa._options import DraftOptions, normalise
 from jax_sa.automaton import Draft, extend_lookup, insert, lookup
 from jax_sa.budget import cut_draft
 from jax_sa.host_build import build_on_host, check_tokens
 from jax_sa.pool import Pool, check_pool
 from jax_sa.pool_insert import insert_slots
-from jax_sa.state import State, get_state_size, init
+from jax_sa.state import INDEXES, AnyState, get_state_size, index_of, init
 from jax_sa.verify import merge_drafts
 
 
@@ -27,10 +27,10 @@ from jax_sa.verify import merge_drafts
 class SAConfig(DraftOptions):
     """The slots of a `SuffixAutomatonManager`, and the options of their drafts.
 
-    All slots are allocated at once: `max_slots * jax_sa.get_state_size(max_seq_len)` bytes, about
-    76 for each token of each slot. The defaults, 64 requests of 32,768 tokens, are 160 MB, small
-    beside any model; 256 requests of 262,144 tokens would be 5.1 GB. Choose the sizes of the
-    engine's own cache.
+    All slots are allocated at once: `max_slots * jax_sa.get_state_size(max_seq_len, index=index)`
+    bytes, about 76 for each token of each slot, or 8 where the index is a scan. The defaults, 64
+    requests of 32,768 tokens, are 160 MB, small beside any model; 256 requests of 262,144 tokens
+    would be 5.1 GB. Choose the sizes of the engine's own cache.
 
     Raises:
       ValueError, TypeError: naming the option.
@@ -46,6 +46,8 @@ class SAConfig(DraftOptions):
     seed: int = 0
     """The seed of every slot's hash, as in `jax_sa.init`: random where prompts come from
     strangers."""
+    index: str = "automaton"
+    """What finds matches, "automaton", "scan" or "auto", as in `jax_sa.init`."""
     sharding: Sharding | None = None
     """The state's, as in `jax_sa.init`: replicated over the mesh of an engine whose parameters are
     split, or split over its slots. None: on the default device."""
@@ -53,6 +55,7 @@ class SAConfig(DraftOptions):
     def __post_init__(self):
         super().__post_init__()
         get_state_size(self.max_seq_len)  # which checks it
+        check_choice("index", self.index, INDEXES)
         normalise(
             self,
             max_seq_len=int(self.max_seq_len),
@@ -99,8 +102,8 @@ class SuffixAutomatonManager:
     it is removed: see docs/pool.md for what that tells one request about another.
     """
 
-    state: State
-    """The automata of all slots, updated in place."""
+    state: AnyState
+    """The texts of all slots and their index, updated in place."""
     pool: Pool | None
     """The texts of requests that were removed, updated in place; None: no pool."""
     lock: threading.RLock
@@ -124,8 +127,13 @@ class SuffixAutomatonManager:
         self.max_num_requests = check_int("max_num_requests", max_num_requests, 1)
         self.lock = threading.RLock()
         state = init(
-            config.max_slots, config.max_seq_len, seed=config.seed, sharding=config.sharding
+            config.max_slots,
+            config.max_seq_len,
+            seed=config.seed,
+            index=config.index,
+            sharding=config.sharding,
         )
+        self._index = index_of(state)
         # Bound to its device as what a step returns is, or its first use would be compiled apart.
         sharding = state.length.sharding
         self.state = jax.device_put(state, sharding)
@@ -134,6 +142,8 @@ class SuffixAutomatonManager:
         self._whole = sharding.update(spec=PartitionSpec()) if is_named else sharding
         if pool is not None:
             check_pool(pool)
+            if self._index == "scan":
+                raise ValueError("pool: expected None with a scan as the index, got a Pool")
             pool = jax.device_put(pool, self._whole)
         self.pool = pool
         self._slot_of: dict[Hashable, int] = {}
@@ -161,7 +171,7 @@ class SuffixAutomatonManager:
     @property
     def state_size(self) -> int:
         """The bytes of one slot."""
-        return get_state_size(self.config.max_seq_len)
+        return get_state_size(self.config.max_seq_len, index=self._index)
 
     @property
     def num_free_slots(self) -> int:
@@ -174,7 +184,7 @@ class SuffixAutomatonManager:
     ) -> int:
         """Gives a request a slot that holds its tokens.
 
-        The automaton is built on the host while the device goes on with its work, then copied into
+        Its index is built on the host while the device goes on with its work, then copied into
         the slot. Nothing remains of a request that had the slot before. A request that was removed
         to make room comes back with its prompt and all tokens generated so far.
 
@@ -197,7 +207,9 @@ class SuffixAutomatonManager:
             most = 0 if self.pool is None else self.pool.num_groups - 1
         group = check_int("group", group, -1, most)
         tokens = check_tokens(tokens, self.config.max_seq_len)
-        built = build_on_host(tokens, self.config.max_seq_len, seed=self.config.seed)
+        built = build_on_host(
+            tokens, self.config.max_seq_len, seed=self.config.seed, index=self._index
+        )
         built = jax.device_put(built, self._whole)
         with self._opened():
             slot = self._free_slot_for(request_id)
@@ -352,7 +364,7 @@ _insert = jax.jit(insert, donate_argnames="state")
 
 @functools.partial(jax.jit, donate_argnames="pool")
 def _insert_slot(
-    pool: Pool, state: State, slot: jax.Array, start: jax.Array, group: jax.Array
+    pool: Pool, state: AnyState, slot: jax.Array, start: jax.Array, group: jax.Array
 ) -> Pool:
     """The pool with the text of a slot from `start` on."""
     length = state.length[slot]
@@ -363,7 +375,7 @@ def _insert_slot(
 @functools.partial(jax.jit, static_argnames="config")
 def _lookup(
     config: SAConfig,
-    state: State,
+    state: AnyState,
     slots: jax.Array,
     neural_draft: Draft | jax.Array | None,
     limits: jax.Array | None,
@@ -377,7 +389,7 @@ def _lookup(
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
 def _extend_lookup(
     config: SAConfig,
-    state: State,
+    state: AnyState,
     tokens: jax.Array,
     lengths: jax.Array,
     slots: jax.Array,
@@ -385,7 +397,7 @@ def _extend_lookup(
     limits: jax.Array | None,
     pool: Pool | None,
     groups: jax.Array | None,
-) -> tuple[State, Draft]:
+) -> tuple[AnyState, Draft]:
     options = {"slots": slots, "pool": pool, "groups": groups} | config.lookup_options()
     state, draft = extend_lookup(state, tokens, lengths, **options)
     return state, _merge(config, draft, neural_draft, limits)

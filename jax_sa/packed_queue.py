@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax_sa._shard_map import vary, varying_axes
 from jax_sa.packed_rows import Rows, Step, admit, can_fit, free_pages
 from jax_sa.pool import Pool
-from jax_sa.state import State
+from jax_sa.state import AnyState
 
 
 @jax.tree_util.register_dataclass
@@ -38,7 +38,7 @@ class Completions:
     """int32[] calls of the model for all prompts together."""
     cache: Any
     """The model's, for the next call."""
-    state: State | None
+    state: AnyState | None
     """The automata, for the next call."""
     pool: Pool | None
     """The pool, with the texts that ended, for the next call."""

@@ -17,7 +17,7 @@ from jax_sa._call import Argument, call, leaves_of
 from jax_sa._checks import check_array
 from jax_sa._target import GROUP_IDS, GROUPS, ROWS, SLOT_IDS, SLOTS, Result
 from jax_sa.pool import Pool, check_pool
-from jax_sa.state import State, check_state
+from jax_sa.state import AnyState, check_state
 
 
 def insert_texts(
@@ -50,7 +50,7 @@ def insert_texts(
 
 def insert_slots(
     pool: Pool,
-    state: State,
+    state: AnyState,
     slots: jax.Array,
     *,
     starts: jax.Array | None = None,

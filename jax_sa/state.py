@@ -1,15 +1,18 @@
-"""The state: one suffix automaton per slot, as a pytree of arrays."""
+"""The state: one suffix automaton per slot, as a pytree of arrays. And which index to keep."""
 
 import dataclasses
 import enum
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, Sharding
 
-from jax_sa._checks import INT32_MAX, check_array, check_int
+from jax_sa._checks import INT32_MAX, check_array, check_choice, check_int
+from jax_sa._targets import unusable_reason
+from jax_sa.scan_state import ScanState, scan_slot_shapes
 
 WINDOW = 32
 """Repeated suffixes that a slot keeps at hand, and whose most recent ends it keeps exact."""
@@ -53,6 +56,8 @@ class Invalid(enum.IntFlag):
     search finds it."""
     LISTS = 16
     """The lists in `heads` and `edges` do not hold each edge once, at its own node."""
+    MATCH = 32
+    """`match` of a `ScanState` is not what comparing the text with itself gives."""
 
 
 @jax.tree_util.register_dataclass
@@ -128,20 +133,71 @@ def slot_shapes(max_seq_len: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def get_state_size(max_seq_len: int) -> int:
-    """The bytes of one slot: 76 for each token of `max_seq_len`, and about 300.
+AnyState = State | ScanState
+"""What the ops take: the state of either index."""
+
+INDEXES = ("automaton", "scan", "auto")
+"""The choices of `init`'s `index`."""
+
+MAX_SCANNED_TOKENS = 2**21
+"""On a GPU, `index="auto"` scans up to so many tokens of all slots together: 64 slots of 32,768,
+where a step took about as long with either index (docs/scan.md)."""
+
+
+def _choose_index(index: str, num_slots: int, max_seq_len: int, sharding: Sharding | None) -> str:
+    """The index that `init` makes, "automaton" or "scan"."""
+    check_choice("index", index, INDEXES)
+    backend = _default_backend()
+    if sharding is not None:
+        backend = next(iter(sharding.device_set)).platform
+        (num_slots,) = sharding.shard_shape((num_slots,))
+    reason = unusable_reason(backend)
+    if index == "auto":
+        few = num_slots * max_seq_len <= MAX_SCANNED_TOKENS
+        return "scan" if reason or (backend != "cpu" and few) else "automaton"
+    if index == "automaton" and reason:
+        raise ValueError(
+            f'index: expected "scan", which needs no handlers, got "automaton": {reason}'
+        )
+    return index
+
+
+def index_of(state: AnyState) -> str:
+    """The index that a state is of, "automaton" or "scan"."""
+    return "scan" if isinstance(state, ScanState) else "automaton"
+
+
+def _default_backend() -> str:
+    """The backend of new arrays: of `jax.default_device`, where one is set."""
+    device = jax.config.jax_default_device
+    return getattr(device, "platform", device) or jax.default_backend()
+
+
+def get_state_size(max_seq_len: int, *, index: str = "automaton") -> int:
+    """The bytes of one slot.
+
+    Args:
+      max_seq_len: N.
+      index: "automaton", 76 bytes for each token of N, and about 300; "scan", 8 for each, and 8.
 
     Raises:
-      ValueError: `max_seq_len` is outside [1, 2**28].
-      TypeError: it is not an int.
+      ValueError: `max_seq_len` is outside [1, 2**28], or `index` is neither.
+      TypeError: they are no int and no str.
     """
     max_seq_len = check_int("max_seq_len", max_seq_len, 1, MAX_MAX_SEQ_LEN)
-    return sum(4 * math.prod(shape) for shape in slot_shapes(max_seq_len).values())
+    check_choice("index", index, tuple(_KINDS))
+    _, shapes = _KINDS[index]
+    return sum(4 * math.prod(shape) for shape in shapes(max_seq_len).values())
 
 
 def init(
-    num_slots: int, max_seq_len: int, *, seed: int = 0, sharding: Sharding | None = None
-) -> State:
+    num_slots: int,
+    max_seq_len: int,
+    *,
+    seed: int = 0,
+    index: str = "automaton",
+    sharding: Sharding | None = None,
+) -> AnyState:
     """A state of `num_slots` empty slots with room for `max_seq_len` tokens each.
 
     Args:
@@ -149,14 +205,21 @@ def init(
       max_seq_len: N.
       seed: an int32 for the hash of every slot's edge table. It changes no result. Whoever knows
         it can write texts whose edges collide, so that appending them takes quadratic time: where
-        texts come from strangers, draw it at random and keep it to yourself.
+        texts come from strangers, draw it at random and keep it to yourself. The scan has none.
+      index: what finds matches; every op takes the state of either. "automaton": a `State`, whose
+        steps do not depend on the length of a text; on CPU and CUDA. "scan": a `ScanState`, on
+        every backend, a ninth of the memory; a step reads the whole text. "auto": the one that
+        suits the backend and the sizes: the automaton on a CPU; on a GPU the scan where the slots
+        of a device have room for at most 2**21 tokens together, else the automaton; the scan on
+        any other backend.
       sharding: of every array, such as `NamedSharding(mesh, PartitionSpec("data"))` to split the
         slots over a mesh axis; each device allocates its own part. None: on the default device.
 
     Raises:
-      ValueError: `num_slots` is below 1, `max_seq_len` outside [1, 2**28], `seed` no int32, or the
-        slots cannot be split into equal parts, or would not be split alone.
-      TypeError: one of them is not an int, or `sharding` is none.
+      ValueError: `num_slots` is below 1, `max_seq_len` outside [1, 2**28], `seed` no int32,
+        `index` none of these, the automaton does not run on the backend, or the slots cannot be
+        split into equal parts, or would not be split alone.
+      TypeError: one of them is not an int, `index` no str, or `sharding` is none.
     """
     num_slots = check_int("num_slots", num_slots, 1)
     max_seq_len = check_int("max_seq_len", max_seq_len, 1, MAX_MAX_SEQ_LEN)
@@ -164,11 +227,13 @@ def init(
     if sharding is not None:
         _check_sharding(sharding, num_slots)
 
-    def make() -> State:
-        return State(
+    kind, shapes = _KINDS[_choose_index(index, num_slots, max_seq_len, sharding)]
+
+    def make() -> AnyState:
+        return kind(
             **{
                 name: jnp.full((num_slots, *shape), seed if name == "seed" else 0, jnp.int32)
-                for name, shape in slot_shapes(max_seq_len).items()
+                for name, shape in shapes(max_seq_len).items()
             }
         )
 
@@ -191,9 +256,17 @@ def _check_sharding(sharding: Any, num_slots: int) -> None:
 
 def check_state(state: Any) -> None:
     """Raises TypeError or ValueError unless `state`'s arrays belong together."""
-    if not isinstance(state, State):
-        raise TypeError(f"state: expected a jax_sa.State, got {type(state).__name__}")
+    for kind, shapes in _KINDS.values():
+        if isinstance(state, kind):
+            return _check_arrays(state, shapes)
+    raise TypeError(f"state: expected a jax_sa.State or ScanState, got {type(state).__name__}")
+
+
+def _check_arrays(state: AnyState, shapes: Callable[[int], dict[str, tuple[int, ...]]]) -> None:
     (num_slots,) = check_array("state.length", state.length, jnp.int32, ("S",))
     _, max_seq_len = check_array("state.tokens", state.tokens, jnp.int32, (num_slots, "N"))
-    for name, shape in slot_shapes(max_seq_len).items():
+    for name, shape in shapes(max_seq_len).items():
         check_array(f"state.{name}", getattr(state, name), jnp.int32, (num_slots, *shape))
+
+
+_KINDS = {"automaton": (State, slot_shapes), "scan": (ScanState, scan_slot_shapes)}

@@ -11,10 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sa.pool import Pool, check_pool
-from jax_sa.state import State, check_state
+from jax_sa.scan_state import ScanState
+from jax_sa.state import AnyState, State, check_state
 
 FORMAT_VERSION = 1
 """Raised whenever a release lays the arrays of a `State` out differently, or hashes differently."""
+
+SCAN_FORMAT_VERSION = 1
+"""The same of a `ScanState`."""
 
 POOL_FORMAT_VERSION = 1
 """The same of a `Pool`."""
@@ -25,7 +29,7 @@ class _Kind:
     """What a file may hold."""
 
     name: str
-    type: type[State] | type[Pool]
+    type: type[State] | type[ScanState] | type[Pool]
     check: Callable[[Any], None]
     version: int
     version_field: str
@@ -37,11 +41,12 @@ class _Kind:
 
 _KINDS = (
     _Kind("State", State, check_state, FORMAT_VERSION, "format_version"),
+    _Kind("ScanState", ScanState, check_state, SCAN_FORMAT_VERSION, "scan_format_version"),
     _Kind("Pool", Pool, check_pool, POOL_FORMAT_VERSION, "pool_format_version"),
 )
 
 
-def save(path: str | os.PathLike[str], state: State | Pool) -> None:
+def save(path: str | os.PathLike[str], state: AnyState | Pool) -> None:
     """Writes a state or a pool to a file, an uncompressed .npz of its arrays and a version.
 
     The seeds of a state are among the arrays. The file is not encrypted: it holds the texts.
@@ -54,14 +59,14 @@ def save(path: str | os.PathLike[str], state: State | Pool) -> None:
       ValueError, TypeError: the arrays do not belong together.
       OSError: the file cannot be written.
     """
-    kind = _KINDS[1] if isinstance(state, Pool) else _KINDS[0]
+    kind = next((kind for kind in _KINDS if isinstance(state, kind.type)), _KINDS[0])
     kind.check(state)
     arrays = {name: np.asarray(getattr(state, name)) for name in kind.fields()}
     with open(path, "wb") as file:
         np.savez(file, **{kind.version_field: np.int32(kind.version)}, **arrays)
 
 
-def load(path: str | os.PathLike[str]) -> State | Pool:
+def load(path: str | os.PathLike[str]) -> AnyState | Pool:
     """Reads a state or a pool that `save` wrote, on this platform or another.
 
     Shapes and dtypes are checked, contents are not. A file whose source is not trusted must go

@@ -54,7 +54,7 @@ TEXT_ERRORS = [
     ({"slots": LENGTHS[None]}, ValueError, r"slots: expected int32\[B,\], got int32\[1, 2\]"),
     ({"slots": jnp.zeros(3, jnp.int32)}, ValueError, r"tokens: expected int32\[3, T\], got"),
     ({"slots": jnp.zeros(2, "int8")}, TypeError, "slots: expected int32.*got int8"),
-    ({"state": {}}, TypeError, "state: expected a jax_sa.State, got dict"),
+    ({"state": {}}, TypeError, "state: expected a jax_sa.State or ScanState, got dict"),
 ]
 
 LOOKUP_ERRORS = [
@@ -128,47 +128,10 @@ def test_errors_come_while_tracing(state):
         jax.jit(lambda s: jax_sa.lookup(s, max_draft=0)).trace(state)
 
 
-OPS = {
-    "extend": lambda s: jax_sa.extend(s, TOKENS, LENGTHS),
-    "lookup": lambda s: jax_sa.lookup(s, max_draft=2),
-    "extend_lookup": lambda s: jax_sa.extend_lookup(s, TOKENS, LENGTHS, max_draft=2),
-    "reset": lambda s: jax_sa.reset(s, LENGTHS),
-    "copy_slots": lambda s: jax_sa.copy_slots(s, LENGTHS, LENGTHS),
-    "insert": lambda s: jax_sa.insert(s, jax_sa.init(1, 8), 0),
-    "read_tokens": lambda s: jax_sa.read_tokens(s, LENGTHS, length=2),
-    "validate": jax_sa.validate,
-}
-
-
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
-def test_vmap_is_refused(state, op, wrap):
-    batched = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-    with pytest.raises(NotImplementedError, match=f"^{op}: expected .*vmap.*slot axis") as error:
-        jax.vmap(wrap(OPS[op]))(batched)
-    assert "vmap_method" not in str(error.value)
-
-
-def test_vmap_of_metadata_ops_is_refused():
-    with pytest.raises(NotImplementedError, match="^expand_seqlens: expected .*vmap.*rows"):
-        jax.vmap(lambda kv, q: jax_sa.expand_seqlens(kv, q, total=4))(TOKENS, TOKENS)
-    with pytest.raises(NotImplementedError, match="^fused_copy: expected .*vmap.*leaves"):
-        jax.vmap(jax_sa.fused_copy)(TOKENS, jnp.ones_like(TOKENS))
-
-
-def test_vmap_of_one_argument_is_refused(state):
-    with pytest.raises(NotImplementedError, match="^lookup: expected a call without vmap"):
-        jax.vmap(lambda limits: jax_sa.lookup(state, max_draft=2, limits=limits))(TOKENS.T)
-    with pytest.raises(NotImplementedError, match="^reset: expected a call without vmap"):
-        jax.vmap(lambda slot: jax.lax.fori_loop(0, 2, lambda i, s: jax_sa.reset(s, slot), state))(
-            TOKENS
-        )
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"built": {}}, TypeError, "state: expected a jax_sa.State, got dict"),
+        ({"built": {}}, TypeError, "state: expected a jax_sa.State or ScanState, got dict"),
         ({"built": jax_sa.init(2, 8)}, ValueError, "built: expected one slot .*8, got 2 of 8"),
         ({"built": jax_sa.init(1, 9)}, ValueError, "built: expected one slot .*8, got 1 of 9"),
         ({"slot": 2}, ValueError, r"slot: expected an int in \[0, 1\], got 2"),

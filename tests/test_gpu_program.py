@@ -3,9 +3,11 @@
 Needs the CUDA handlers and JAX's CUDA plugin, of jaxlib's own version, but no GPU.
 """
 
+import functools
 import pathlib
 import re
 
+import copies
 import jax
 import numpy as np
 import pytest
@@ -28,44 +30,60 @@ from programs import (
     compile_pool_program,
     compile_program,
     compile_prompt,
+    housekeeping,
     prompt_workspace,
+    scan,
+    while_loop,
 )
 from requirements import unavailable
 
+import jax_sa
 from jax_sa import _prefill, _targets
 
 TARGET = pathlib.Path(__file__).parent / "support" / "h100.txtpb"
 
 
-def h100_topology(shape):
-    """H100s that are not there."""
+def find_devices(topology, **options):
+    """A mesh of H100s that are not there."""
     cuda = next(platform for platform in _targets.platforms() if platform.name == "CUDA")
     if cuda.problem:
         unavailable(f"the CUDA handlers are {cuda.problem}")
     try:
-        return topologies.get_topology_desc(
-            platform="cuda", target_config=TARGET.read_text(), topology=shape
+        described = topologies.get_topology_desc(
+            platform="cuda", target_config=TARGET.read_text(), topology=topology
         )
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
         unavailable(f"JAX's CUDA plugin is missing: {str(error).splitlines()[0]}")
+    return Mesh(np.array(described.devices), ("device",), **options)
 
 
 @pytest.fixture(scope="module")
 def h100():
-    mesh = Mesh(np.array(h100_topology("1x1x1").devices), ("device",))
-    return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(find_devices("1x1x1"), PartitionSpec())
+
+
+@pytest.fixture(scope="module")
+def two_h100():
+    return find_devices("1x1x2")
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-def test_in_place(h100, program):
-    assert_in_place(compile_program(program, h100))
+@pytest.mark.parametrize("index", ["automaton", "scan"])
+def test_in_place(h100, program, index):
+    assert_in_place(compile_program(program, h100, index), index)
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-def test_captured(h100, program, tmp_path):
+@pytest.mark.parametrize("index", ["automaton", "scan"])
+def test_captured(h100, program, index, tmp_path):
     """Every custom call sits inside a command buffer, which becomes a CUDA graph."""
-    compile_program(program, h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
-    assert_captured(tmp_path)
+    compile_program(program, h100, index, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
+    calls = captured_calls(tmp_path)
+    assert calls == {True} or (index == "scan" and program is housekeeping and not calls)
+
+
+def test_insert_of_a_scan_in_place(h100):
+    assert_in_place(compile_insert(h100, "scan"), "scan")
 
 
 @pytest.mark.parametrize("program", POOL_PROGRAMS, ids=lambda program: program.__name__)
@@ -85,7 +103,7 @@ def test_long_rows_in_place_and_captured(h100, tmp_path):
     compiled = compile_prompt(h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
     workspace = prompt_workspace()
     assert workspace < 112 * _prefill.capacity(SLOTS, PROMPT, CAPACITY) + 2**19
-    assert_in_place(compiled, workspace)
+    assert_in_place(compiled, workspace=workspace)
     assert "jax_sa_prefill" in compiled.as_text()
     assert_captured(tmp_path)
 
@@ -93,7 +111,7 @@ def test_long_rows_in_place_and_captured(h100, tmp_path):
 @pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
 def test_long_rows_on_two_gpus(axes):
     """Each builds the texts of its own slots, and nothing is communicated."""
-    mesh = Mesh(np.array(h100_topology("1x1x2").devices), ("device",), axis_types=(axes,))
+    mesh = find_devices("1x1x2", axis_types=(axes,))
     compiled = compile_prompt(NamedSharding(mesh, PartitionSpec("device")))
     program = compiled.as_text()
     assert "jax_sa_prefill" in program
@@ -110,9 +128,31 @@ def test_metadata_in_place_and_captured(h100, program, tmp_path):
     assert_captured(tmp_path)
 
 
+@pytest.mark.parametrize("program", [scan, while_loop], ids=lambda program: program.__name__)
+def test_split_over_two(two_h100, program, tmp_path):
+    """No collective and no copy, and each device's loop still becomes a CUDA graph."""
+    compiled = compile_program(
+        program,
+        NamedSharding(two_h100, PartitionSpec("device")),
+        xla_dump_to=str(tmp_path),
+        xla_gpu_graph_min_graph_size=1,
+    )
+    eighth = jax_sa.get_state_size(CAPACITY) // 8
+    part = jax.eval_shape(functools.partial(jax_sa.init, SLOTS // 2, CAPACITY))
+    copies.assert_in_place(compiled, part, smallest=eighth, room=eighth)
+    found = re.findall(r" (all-\w+|collective-\w+)(?:-start)?\(", compiled.as_text())
+    # Whether some slot goes on is for all devices together to say.
+    assert set(found) <= ({"all-reduce"} if program is while_loop else set())
+    assert_captured(tmp_path)
+
+
 def assert_captured(dumps):
+    assert captured_calls(dumps) == {True}
+
+
+def captured_calls(dumps):
     (dump,) = dumps.glob("*thunk_sequence_after_thunk_passes.txt")
-    assert set(custom_calls_captured(dump.read_text())) == {True}
+    return set(custom_calls_captured(dump.read_text()))
 
 
 def custom_calls_captured(thunks):

@@ -23,8 +23,9 @@ import jax_sa
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-def test_no_copy_in_the_compiled_program(program):
-    assert_in_place(compile_program(program))
+@pytest.mark.parametrize("index", ["automaton", "scan"])
+def test_no_copy_in_the_compiled_program(program, index):
+    assert_in_place(compile_program(program, index=index), index)
 
 
 @pytest.mark.parametrize("program", POOL_PROGRAMS, ids=lambda program: program.__name__)
@@ -32,8 +33,9 @@ def test_no_copy_of_a_pool(program):
     assert_pool_in_place(compile_pool_program(program))
 
 
-def test_no_copy_in_insert():
-    assert_in_place(compile_insert())
+@pytest.mark.parametrize("index", ["automaton", "scan"])
+def test_no_copy_in_insert(index):
+    assert_in_place(compile_insert(index=index), index)
 
 
 def test_no_copy_in_a_prompt():

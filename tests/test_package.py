@@ -17,11 +17,23 @@ from jax_sa import _targets
 from jax_sa.cli import info
 
 PUBLIC = {
-    *("State", "Status", "Invalid", "init", "get_state_size", "save", "load", "validate"),
+    *(
+        "State",
+        "ScanState",
+        "Status",
+        "Invalid",
+        "init",
+        "get_state_size",
+        "save",
+        "load",
+        "validate",
+    ),
     *("extend", "lookup", "extend_lookup", "reset", "copy_slots", "Draft", "DRAFT_FILL"),
     *("read_tokens", "build_on_host", "insert"),
     *("Pool", "init_pool", "get_pool_size", "insert_slots", "Source"),
     *("SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"),
+    *("DraftTree", "ROOT", "lookup_tree", "extend_lookup_tree", "tree_mask"),
+    *("accept_tree_greedy", "accept_tree_sampled", "TreeBlock", "move_entries"),
     *("accept_greedy", "accept_sampled", "merge_drafts", "Accepted", "Sampling"),
     *("share_budget", "pack", "Packed"),
     *("generate", "Generation", "Decoder", "NeuralDrafter", "Calibration"),
@@ -36,7 +48,8 @@ PUBLIC = {
 def test_the_public_names_are_listed_and_documented():
     exported = set(re.findall(r"import (\w+) as \1\n", pathlib.Path(jax_sa.__file__).read_text()))
     assert exported == PUBLIC
-    for name in PUBLIC - {"DRAFT_FILL", "SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"}:
+    constants = {"DRAFT_FILL", "ROOT", "SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"}
+    for name in PUBLIC - constants:
         assert getattr(jax_sa, name).__doc__
 
 
@@ -59,6 +72,8 @@ def test_works_from_within_the_checkout():
 OPS = {
     *("extend", "lookup", "extend_lookup", "reset", "copy_slots"),
     *("validate", "read_tokens", "insert", "pool_insert", "pool_insert_slots"),
+    *("scan_extend", "scan_lookup", "scan_extend_lookup"),
+    *("lookup_tree", "extend_lookup_tree"),
 }
 
 

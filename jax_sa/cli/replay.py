@@ -13,8 +13,10 @@ from jax_sa.cli.encoder import load_encoder
 from jax_sa.cli.output import json_file, show
 from jax_sa.cli.progress import ProgressBar
 from jax_sa.cli.table import format_table
+from jax_sa.draft_tree import MAX_NODES
 from jax_sa.pool import get_pool_size
 from jax_sa.replay import Replayed, replay_traces, summarize
+from jax_sa.state import INDEXES
 from jax_sa.traces import Trace
 
 
@@ -60,6 +62,12 @@ def add_parser(subparsers: Any) -> None:
         "--no-periodic", action="store_true", help="stop a draft at the end of the text"
     )
     parser.add_argument(
+        "--index",
+        choices=INDEXES,
+        default="automaton",
+        help="what finds matches: an automaton, a scan of the text, or what suits (automaton)",
+    )
+    parser.add_argument(
         "--slots",
         type=int,
         default=8,
@@ -75,6 +83,12 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--pool-responses-only", action="store_true", help="keep prompts out of the pool"
+    )
+    parser.add_argument(
+        "--tree",
+        type=int,
+        metavar="N",
+        help="draft trees that fill N nodes, with at most F of --draft-factor",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N texts")
     parser.add_argument(
@@ -96,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     if args.pool_responses_only and args.pool is None:
         raise ValueError("--pool-responses-only: expected --pool, got none")
     pool = {} if args.pool is None else {"pool_capacity": _pool_capacity(args.pool)}
+    tree = {} if args.tree is None else {"max_nodes": check_int("--tree", args.tree, 1, MAX_NODES)}
     options = {
         "max_draft": args.max_draft,
         "min_match": args.min_match,
@@ -104,15 +119,18 @@ def run(args: argparse.Namespace) -> int:
         "draft_factor": args.draft_factor,
         "periodic": not args.no_periodic,
         **pool,
+        **tree,
         **({"pool_responses_only": True} if args.pool_responses_only else {}),
     }
     with json_file("--json", args.json) as write_json:
         traces = _load_traces(args.traces, args.tokenizer)[:limit]
         start_jax()
         bar = ProgressBar(len(traces), "texts")
-        results = replay_traces(traces, num_slots=num_slots, on_progress=bar.advance, **options)
+        results = replay_traces(
+            traces, num_slots=num_slots, index=args.index, on_progress=bar.advance, **options
+        )
         rows = summarize(results)
-        write_json(_as_json(options, results, rows))
+        write_json(_as_json(options | {"index": args.index}, results, rows))
     titles = [name.replace("_", " ") for name in rows[0]]
     show(format_table(titles, [list(row.values()) for row in rows]))
     return 0

@@ -49,6 +49,27 @@ def while_loop(state, targets):
     return jax.lax.while_loop(unfinished, body, (state, jax_sa.lookup(state, max_draft=MAX_DRAFT)))
 
 
+def tree_step(state, targets):
+    tree = jax_sa.lookup_tree(state, max_nodes=MAX_DRAFT)
+    accepted, _ = jax_sa.accept_tree_greedy(tree, targets)
+    return jax_sa.extend(state, accepted.tokens, accepted.length)
+
+
+def tree_loop(state, targets):
+    def body(carry):
+        state, tree = carry
+        accepted, _ = jax_sa.accept_tree_greedy(tree, targets)
+        return jax_sa.extend_lookup_tree(
+            state, accepted.tokens, accepted.length, max_nodes=MAX_DRAFT
+        )
+
+    def unfinished(carry):
+        return jnp.any(carry[0].length < CAPACITY // 2)
+
+    tree = jax_sa.lookup_tree(state, max_nodes=MAX_DRAFT)
+    return jax.lax.while_loop(unfinished, body, (state, tree))
+
+
 def one_slot(state, targets):
     return jax_sa.extend(
         state, targets[:1], jnp.full(1, 3, jnp.int32), slots=jnp.full(1, 5, jnp.int32)
@@ -73,6 +94,8 @@ PROGRAMS = [
     fori_loop,
     scan,
     while_loop,
+    tree_step,
+    tree_loop,
     one_slot,
     housekeeping,
     reading,
@@ -111,16 +134,16 @@ def pool_while_loop(carry, targets):
 POOL_PROGRAMS = [pool_step, fused_pool_step, pool_scan, pool_while_loop]
 
 
-def compile_program(program, sharding=None, **options):
+def compile_program(program, sharding=None, index="automaton", **options):
     """Compiles `program(state, targets)` with the state donated, from shapes alone."""
     targets = jax.ShapeDtypeStruct((SLOTS, 1 + MAX_DRAFT), jnp.int32)
-    return _compile(program, (_state(SLOTS), targets), sharding, options)
+    return _compile(program, (_state(SLOTS, index), targets), sharding, options)
 
 
 def compile_pool_program(program, sharding=None, **options):
     """Compiles `program((state, pool), targets)` likewise, the pool donated too."""
     targets = jax.ShapeDtypeStruct((SLOTS, 1 + MAX_DRAFT), jnp.int32)
-    return _compile(program, ((_state(SLOTS), _pool()), targets), sharding, options)
+    return _compile(program, ((_state(SLOTS, "automaton"), _pool()), targets), sharding, options)
 
 
 def prompt(state, tokens, lengths):
@@ -138,17 +161,19 @@ def compile_prompt(sharding=None, **options):
     """Compiles `prompt` likewise."""
     tokens = jax.ShapeDtypeStruct((SLOTS, PROMPT), jnp.int32)
     lengths = jax.ShapeDtypeStruct((SLOTS,), jnp.int32)
-    return _compile(prompt, (_state(SLOTS), tokens, lengths), sharding, options)
+    return _compile(prompt, (_state(SLOTS, "automaton"), tokens, lengths), sharding, options)
 
 
-def compile_insert(sharding=None, **options):
+def compile_insert(sharding=None, index="automaton", **options):
     """Compiles `insert(state, built, slot)` likewise."""
     slot = jax.ShapeDtypeStruct((), jnp.int32)
-    return _compile(jax_sa.insert, (_state(SLOTS), _state(1), slot), sharding, options)
+    return _compile(
+        jax_sa.insert, (_state(SLOTS, index), _state(1, index), slot), sharding, options
+    )
 
 
-def _state(num_slots):
-    return jax.eval_shape(functools.partial(jax_sa.init, num_slots, CAPACITY))
+def _state(num_slots, index):
+    return jax.eval_shape(functools.partial(jax_sa.init, num_slots, CAPACITY, index=index))
 
 
 def _pool():
@@ -163,17 +188,20 @@ def _compile(program, arguments, sharding, options):
     return lowered.compile(compiler_options=options)
 
 
-def assert_in_place(compiled, workspace=0):
+def assert_in_place(compiled, index="automaton", workspace=0):
     """No leaf of a slot is copied: nothing as large as an eighth of a slot.
 
+    A scan's whole slots are moved by XLA, which holds those that a call names for a moment.
     `workspace`: bytes that the ops themselves may take.
     """
-    state = jax.eval_shape(functools.partial(jax_sa.init, SLOTS, CAPACITY))
-    eighth = jax_sa.get_state_size(CAPACITY) // 8
-    copies.assert_in_place(compiled, state, smallest=eighth, room=eighth + workspace)
+    eighth = jax_sa.get_state_size(CAPACITY, index=index) // 8
+    room = workspace + (eighth if index == "automaton" else 64 * eighth)
+    copies.assert_in_place(compiled, _state(SLOTS, index), smallest=eighth, room=room)
 
 
 def assert_pool_in_place(compiled):
     """Nor is anything as large as an eighth of a slot, or of the pool."""
     eighth = jax_sa.get_state_size(CAPACITY) // 8
-    copies.assert_in_place(compiled, (_state(SLOTS), _pool()), smallest=eighth, room=eighth)
+    copies.assert_in_place(
+        compiled, (_state(SLOTS, "automaton"), _pool()), smallest=eighth, room=eighth
+    )

@@ -113,11 +113,33 @@ def earlier_ends(text, length):
     return [end for end in range(length, len(text)) if text[end - length : end] == suffix]
 
 
+def matches_by_distance(text):
+    """For k = 1, 2, ...: the longest suffix that also ends k tokens before the text's end."""
+    matches = []
+    for k in range(1, len(text) + 1):
+        length = 0
+        while length + k < len(text) and text[-1 - length] == text[-1 - length - k]:
+            length += 1
+        matches.append(length)
+    return matches
+
+
 def longest_repeated_suffix(text):
     length = 0
     while length + 1 < len(text) and earlier_ends(text, length + 1):
         length += 1
     return length
+
+
+def exact_lookup(text, min_match=1, max_match=None, occurrence="recent"):
+    """What a lookup finds that forgets no end, by brute force."""
+    length = longest_repeated_suffix(text)
+    if max_match is not None:
+        length = min(length, max_match)
+    if length == 0 or length < min_match:
+        return NO_MATCH
+    ends = earlier_ends(text, length)
+    return Match(length, ends[0] if occurrence == "first" else ends[-1])
 
 
 def classes_of_longer_suffixes(text, length):

@@ -1,0 +1,197 @@
+// The index that scans: how well a text repeats at each distance, and one row's work on it. The
+// same on host and device; `jax_sa/scan_state.py` documents the arrays.
+//
+// A row has a team of threads, which share the distances: both arrays are read once, whatever the
+// number of tokens that are appended, and only matches that change are written.
+#pragma once
+
+#include <cstdint>
+
+#include "rows.h"
+
+namespace jax_sa {
+
+struct ScanSlot {
+  int32_t* length;
+  int32_t* status;
+  int32_t* tokens;  // [max_seq_len]
+  int32_t* match;   // [max_seq_len] by distance - 1
+};
+
+struct ScanState {
+  int32_t* length;
+  int32_t* status;
+  int32_t* tokens;
+  int32_t* match;
+  int32_t num_slots;
+  int32_t max_seq_len;
+
+  JAX_SA_FN ScanSlot slot(int64_t i) const {
+    return {length + i, status + i, tokens + i * max_seq_len, match + i * max_seq_len};
+  }
+};
+
+// A text and the tokens that are being appended to it. They are read where they came from, so that
+// no thread waits for another to write them.
+struct Appended {
+  const int32_t* text;
+  const int32_t* added;
+  int32_t length;  // of the text before
+  int32_t taken;   // tokens appended
+
+  JAX_SA_FN int32_t end() const { return length + taken; }
+  JAX_SA_FN int32_t at(int32_t place) const {
+    return place < length ? text[place] : added[place - length];
+  }
+
+  // The match at a distance from what it was before. `last` is the last token, `earlier` the one
+  // at that distance from it.
+  JAX_SA_FN int32_t match(int32_t distance, int32_t last, int32_t earlier, int32_t before) const {
+    if (last != earlier) return 0;
+    const int32_t most = end() - distance < taken ? end() - distance : taken;
+    for (int32_t run = 1; run < most; run += kAtOnce) {
+      uint32_t differs = 0;
+      for (int32_t i = 0; i < kAtOnce; ++i) {
+        const int32_t place = end() - 1 - (run + i < most ? run + i : 0);
+        differs |= uint32_t{at(place) != at(place - distance)} << i;
+      }
+      if (differs != 0) return run + lowest_bit(differs);
+    }
+    return most == taken ? taken + before : most;
+  }
+
+ private:
+  // Tokens compared before any of them decides: on a GPU their loads share a trip to memory.
+  static constexpr int32_t kAtOnce = 8;
+
+  JAX_SA_FN static int32_t lowest_bit(uint32_t mask) {
+#ifdef __CUDA_ARCH__
+    return __ffs(mask) - 1;
+#else
+    return __builtin_ctz(mask);
+#endif
+  }
+};
+
+// The longest match that was seen, no longer than `max_match`, and of equally long ones that at the
+// distance that the occurrence asks for. Distances are seen in ascending order.
+struct Longest {
+  int32_t max_match;
+  bool recent;
+  int32_t length = 0;
+  int32_t distance = 0;
+
+  JAX_SA_FN void see(int32_t match, int32_t at_distance) {
+    const int32_t seen = match < max_match ? match : max_match;
+    if (seen > length || (seen == length && !recent)) {
+      length = seen;
+      distance = at_distance;
+    }
+  }
+
+  // Larger for a match that goes before another one; none before another thread's.
+  JAX_SA_FN uint64_t rank() const {
+    const auto place = static_cast<uint32_t>(recent ? ~distance : distance);
+    return uint64_t{static_cast<uint32_t>(length)} << 32 | place;
+  }
+  JAX_SA_FN Match match(uint64_t rank, int32_t text_length) const {
+    const auto found = static_cast<int32_t>(rank >> 32);
+    const auto place = static_cast<int32_t>(rank);
+    if (found == 0) return {0, 0};
+    return {found, text_length - (recent ? ~place : place)};
+  }
+};
+
+struct Scan {
+  ScanState state;
+  Rows rows;
+  Text text;              // lengths is null where nothing is appended
+  LookupOptions options;  // where nothing is drafted, anything
+  Drafts drafts;          // tokens is null where nothing is drafted
+
+  int64_t num_tokens() const { return int64_t{rows.count} * state.max_seq_len / 16; }
+
+  template <class Team>
+  JAX_SA_FN void operator()(const Team& team, int32_t row) const {
+    const bool appends = text.lengths != nullptr;
+    const Claim claimed = appends ? claim(team.warp(), rows, row, state.num_slots)
+                                  : Claim{named_slot(rows, row, state.num_slots), false};
+    if (claimed.slot < 0) {
+      if (drafts.tokens == nullptr) return;
+      return team.lead([&](const auto& warp) { write_no_draft(warp, drafts, row); });
+    }
+    const ScanSlot slot = state.slot(claimed.slot);
+    int32_t status = *slot.status;
+    Appended appended{slot.tokens, nullptr, *slot.length, 0};
+    if (appends) status |= append(team, slot, row, claimed.conflict, appended);
+    // A text that lost tokens predicts the wrong ones.
+    const bool drafts_any = drafts.tokens != nullptr && (status & (kFull | kOutOfRange)) == 0;
+    Longest longest{options.max_match, options.recent};
+    if (appended.taken > 0 || drafts_any) scan(team, slot, appended, longest);
+    const uint64_t rank = team.largest(longest.rank());
+    team.lead([&](const auto& warp) {
+      if (appends) {
+        warp.only(0, [&](int32_t) {
+          *slot.length = appended.end();
+          *slot.status = status;
+        });
+      }
+      if (drafts.tokens == nullptr) return;
+      const Match match = longest.match(drafts_any ? rank : 0, appended.end());
+      if (match.length < options.min_match) return write_no_draft(warp, drafts, row);
+      Slot text_only{};
+      text_only.tokens = slot.tokens;
+      write_own_draft(warp, text_only, appended.end(), match, options,
+                      row_limit(options, drafts, row), drafts, row);
+    });
+  }
+
+ private:
+  // Writes the row's tokens behind the text; returns bits for the slot's status.
+  template <class Team>
+  JAX_SA_FN int32_t append(const Team& team, const ScanSlot& slot, int32_t row, bool conflict,
+                           Appended& appended) const {
+    const int32_t given = text.lengths[row];
+    const bool fits = given >= 0 && given <= text.width;
+    const int32_t count = fits ? given : 0;
+    const int32_t room = state.max_seq_len - appended.length;
+    appended.added = text.tokens + static_cast<int64_t>(row) * text.width;
+    appended.taken = count < room ? count : room;
+    team.each(
+        appended.taken, [&](int32_t i) { return appended.added[i]; },
+        [&](int32_t i, int32_t token) { slot.tokens[appended.length + i] = token; });
+    return (count > room ? kFull : 0) | (conflict ? kConflict : 0) | (fits ? 0 : kOutOfRange);
+  }
+
+  // Brings every match up to date, and sees them all.
+  template <class Team>
+  JAX_SA_FN void scan(const Team& team, const ScanSlot& slot, const Appended& appended,
+                      Longest& longest) const {
+    const int32_t distances = appended.end() - 1;
+    if (appended.taken == 0 || team.match_whole(slot, appended)) {
+      return team.each(
+          distances, [&](int32_t i) { return slot.match[i]; },
+          [&](int32_t i, int32_t match) { longest.see(match, i + 1); });
+    }
+    struct Loaded {
+      int32_t earlier;
+      int32_t match;
+    };
+    const int32_t* const before_last = appended.text + appended.end() - 2;
+    const int32_t last = appended.at(appended.end() - 1);
+    team.each(
+        distances,
+        [&](int32_t i) {
+          return Loaded{
+              i + 1 < appended.taken ? appended.at(appended.end() - 2 - i) : before_last[-i],
+              slot.match[i]};
+        },
+        [&](int32_t i, Loaded loaded) {
+          const int32_t match = appended.match(i + 1, last, loaded.earlier, loaded.match);
+          if (match != loaded.match) slot.match[i] = match;
+          longest.see(match, i + 1);
+        });
+  }
+};
+
+}  // namespace jax_sa

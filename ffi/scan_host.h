@@ -1,0 +1,59 @@
+// The scan on the host: a loop over distances for each row, rows side by side on XLA's threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "host_warp.h"
+#include "parallel_rows.h"
+#include "scan.h"
+
+namespace jax_sa {
+
+struct HostTeam {
+  // More appended tokens than this are matched by an algorithm that compares no token twice.
+  static constexpr int32_t kCompared = 8;
+
+  HostWarp warp() const { return {}; }
+
+  template <class Body>
+  void lead(Body body) const {
+    body(HostWarp{});
+  }
+
+  // The largest value of all threads, to the leader.
+  uint64_t largest(uint64_t value) const { return value; }
+
+  // use(i, load(i)) for all i in [0, count), to each thread in ascending order.
+  template <class Load, class Use>
+  void each(int32_t count, Load load, Use use) const {
+    for (int32_t i = 0; i < count; ++i) use(i, load(i));
+  }
+
+  // Finds every match anew, in linear time; or leaves that to the caller and returns false. The
+  // matches are the Z-function of the reversed text (Gusfield 1997, section 1.3): where a distance
+  // lies within an earlier match, the match there is that of the distance's own place in it, as
+  // far as the earlier match reaches.
+  bool match_whole(const ScanSlot& slot, const Appended& appended) const {
+    if (appended.taken <= kCompared) return false;
+    const int32_t end = appended.end();
+    const int32_t* const last = slot.tokens + end - 1;  // appended tokens are there by now
+    for (int32_t distance = 1, from = 0, reach = 0; distance < end; ++distance) {
+      int32_t match = 0;
+      if (distance < reach) match = std::min(reach - distance, slot.match[distance - from - 1]);
+      if (distance + match >= reach) {
+        while (distance + match < end && last[-match] == last[-match - distance]) ++match;
+        from = distance;
+        reach = distance + match;
+      }
+      slot.match[distance - 1] = match;
+    }
+    return true;
+  }
+};
+
+inline void run(const Scan& op, xla::ffi::ThreadPool pool) {
+  parallel_rows(pool, op.rows.count, op.num_tokens(), [&](int32_t row) { op(HostTeam{}, row); });
+}
+
+}  // namespace jax_sa
