@@ -81,6 +81,19 @@ class Automaton {
     return {length, slot_.first_end(node)};
   }
 
+  // The longest suffix shorter than `than`, of at least min_match tokens, whose occurrence, the
+  // first or the most recent one, ends elsewhere.
+  JAX_SA_FN Match next_match(Match than, int32_t min_match, bool recent) const {
+    const uint32_t others = warp_.ballot(count_, [&](int32_t lane) {
+      const Suffix suffix = suffix_[lane];
+      return suffix.node != kRoot && suffix.length >= min_match && suffix.length < than.length &&
+             end_of(suffix.node, recent) != than.end;
+    });
+    if (others == 0) return {0, 0};
+    const int32_t lane = Warp::lowest_bit(others);
+    return {length_in(lane), end_of(node_in(lane), recent)};
+  }
+
   JAX_SA_FN void store() const {
     warp_.each(kWindow, [&](int32_t lane) {
       slot_.suffixes[lane] = lane < count_ ? suffix_[lane] : Suffix{kRoot, 0};
@@ -109,6 +122,10 @@ class Automaton {
   }
   JAX_SA_FN bool is_solid_in(int32_t lane) const {
     return warp_.broadcast(lane, [&](int32_t own) { return place_[own].solid; });
+  }
+
+  JAX_SA_FN int32_t end_of(int32_t node, bool recent) const {
+    return recent ? slot_.recent_end(node) : slot_.first_end(node);
   }
 
   JAX_SA_FN int32_t link(int32_t node) const { return slot_.nodes[node].link; }

@@ -1,5 +1,6 @@
 // The CPU handlers and the module `jax_sa._cpu`.
 #include "automaton_handlers.h"
+#include "draft_tree_handlers.h"
 #include "fused_copy_handlers.h"
 #include "fused_copy_host.h"
 #include "module.h"
@@ -29,6 +30,7 @@ struct CpuRunner {
 };
 
 using CpuAutomaton = AutomatonHandlers<CpuRunner>;
+using CpuDraftTree = DraftTreeHandlers<CpuRunner>;
 using CpuWholeSlots = WholeSlotsHandlers<CpuRunner>;
 using CpuPool = PoolHandlers<CpuRunner>;
 using CpuScan = ScanHandlers<CpuRunner>;
@@ -39,6 +41,9 @@ XLA_FFI_DEFINE_HANDLER(kExtend, CpuAutomaton::extend, CpuAutomaton::bind_extend(
 XLA_FFI_DEFINE_HANDLER(kLookup, CpuAutomaton::lookup, CpuAutomaton::bind_lookup());
 XLA_FFI_DEFINE_HANDLER(kExtendLookup, CpuAutomaton::extend_lookup,
                        CpuAutomaton::bind_extend_lookup());
+XLA_FFI_DEFINE_HANDLER(kLookupTree, CpuDraftTree::lookup, CpuDraftTree::bind_lookup());
+XLA_FFI_DEFINE_HANDLER(kExtendLookupTree, CpuDraftTree::extend_lookup,
+                       CpuDraftTree::bind_extend_lookup());
 XLA_FFI_DEFINE_HANDLER(kReadTokens, CpuAutomaton::read_tokens, CpuAutomaton::bind_read_tokens());
 XLA_FFI_DEFINE_HANDLER(kValidate, CpuAutomaton::validate, CpuAutomaton::bind_validate());
 XLA_FFI_DEFINE_HANDLER(kReset, CpuWholeSlots::reset, CpuWholeSlots::bind_reset());
@@ -56,6 +61,8 @@ PYBIND11_MODULE(_cpu, module) {
   define_module(module, {{"extend", kExtend},
                          {"lookup", kLookup},
                          {"extend_lookup", kExtendLookup},
+                         {"lookup_tree", kLookupTree},
+                         {"extend_lookup_tree", kExtendLookupTree},
                          {"read_tokens", kReadTokens},
                          {"validate", kValidate},
                          {"reset", kReset},

@@ -1,10 +1,12 @@
 // The CUDA handlers and the module `jax_sa._cuda`. It links the CUDA runtime statically and
 // imports on machines without a GPU.
 #include "automaton_handlers.h"
+#include "draft_tree_handlers.h"
 #include "fused_copy_handlers.h"
 #include "kernels.h"
 #include "module.h"
 #include "pool_handlers.h"
+#include "prefill_handlers.h"
 #include "scan_handlers.h"
 #include "seqlens_handlers.h"
 #include "whole_slots_handlers.h"
@@ -26,6 +28,8 @@ struct CudaRunner {
 };
 
 using CudaAutomaton = AutomatonHandlers<CudaRunner>;
+using CudaPrefill = PrefillHandlers<CudaRunner>;
+using CudaDraftTree = DraftTreeHandlers<CudaRunner>;
 using CudaWholeSlots = WholeSlotsHandlers<CudaRunner>;
 using CudaPool = PoolHandlers<CudaRunner>;
 using CudaScan = ScanHandlers<CudaRunner>;
@@ -39,6 +43,10 @@ XLA_FFI_DEFINE_HANDLER(kExtend, CudaAutomaton::extend, CudaAutomaton::bind_exten
 XLA_FFI_DEFINE_HANDLER(kLookup, CudaAutomaton::lookup, CudaAutomaton::bind_lookup(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kExtendLookup, CudaAutomaton::extend_lookup,
                        CudaAutomaton::bind_extend_lookup(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kPrefill, CudaPrefill::prefill, CudaPrefill::bind_prefill(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kLookupTree, CudaDraftTree::lookup, CudaDraftTree::bind_lookup(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kExtendLookupTree, CudaDraftTree::extend_lookup,
+                       CudaDraftTree::bind_extend_lookup(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kReadTokens, CudaAutomaton::read_tokens, CudaAutomaton::bind_read_tokens(),
                        kTraits);
 XLA_FFI_DEFINE_HANDLER(kValidate, CudaAutomaton::validate, CudaAutomaton::bind_validate(), kTraits);
@@ -60,6 +68,9 @@ PYBIND11_MODULE(_cuda, module) {
   define_module(module, {{"extend", kExtend},
                          {"lookup", kLookup},
                          {"extend_lookup", kExtendLookup},
+                         {"prefill", kPrefill},
+                         {"lookup_tree", kLookupTree},
+                         {"extend_lookup_tree", kExtendLookupTree},
                          {"read_tokens", kReadTokens},
                          {"validate", kValidate},
                          {"reset", kReset},

@@ -54,6 +54,21 @@ struct CudaWarp {
     return __any_sync(kAllLanes, found);
   }
 
+  template <class Predicate>
+  JAX_SA_FN int32_t find_first(int32_t count, Predicate predicate) const {
+    for (int32_t begin = 0; begin < count; begin += kWindow) {
+      const int32_t i = begin + own_lane;
+      const uint32_t found = __ballot_sync(kAllLanes, i < count && predicate(i));
+      if (found != 0) return begin + lowest_bit(found);
+    }
+    return count;
+  }
+
+  template <class Predicate>
+  JAX_SA_FN int32_t partition_point(int32_t count, Predicate predicate) const {
+    return find_first(count, predicate);
+  }
+
   JAX_SA_FN int32_t exchange(int32_t& place, int32_t value) const {
     return atomicExch(&place, value);
   }

@@ -58,6 +58,29 @@ struct HostWarp {
     return false;
   }
 
+  // The first index in [0, count) for which the predicate holds; `count` where none does.
+  template <class Predicate>
+  int32_t find_first(int32_t count, Predicate predicate) const {
+    int32_t i = 0;
+    while (i < count && !predicate(i)) ++i;
+    return i;
+  }
+
+  // The same for at most kWindow indices and a predicate that holds from some index on.
+  template <class Predicate>
+  int32_t partition_point(int32_t count, Predicate predicate) const {
+    int32_t low = 0;
+    while (low < count) {
+      const int32_t middle = low + (count - low) / 2;
+      if (predicate(middle)) {
+        count = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return low;
+  }
+
   // Puts a value where lanes of the same `any` may put one too; returns what was there.
   int32_t exchange(int32_t& place, int32_t value) const { return std::exchange(place, value); }
 

@@ -4,8 +4,10 @@
 
 #include <cuda_runtime_api.h>
 
+#include "draft_tree.h"
 #include "fused_copy.h"
 #include "pool_insert.h"
+#include "prefill.h"
 #include "rows.h"
 #include "scan.h"
 #include "seqlens.h"
@@ -17,6 +19,9 @@ namespace jax_sa {
 cudaError_t launch(const Extend& op, cudaStream_t stream);
 cudaError_t launch(const Lookup& op, cudaStream_t stream);
 cudaError_t launch(const ExtendLookup& op, cudaStream_t stream);
+cudaError_t launch(const Prefill& op, cudaStream_t stream);
+cudaError_t launch(const LookupTree& op, cudaStream_t stream);
+cudaError_t launch(const ExtendLookupTree& op, cudaStream_t stream);
 cudaError_t launch(const ReadTokens& op, cudaStream_t stream);
 cudaError_t launch(const Validate& op, cudaStream_t stream);
 cudaError_t launch(const Reset& op, cudaStream_t stream);

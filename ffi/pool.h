@@ -104,7 +104,7 @@ struct Pool {
   }
 
   // Entries of a group.
-  JAX_SA_FN int64_t table_size() const { return int64_t{kNumGrams} * (capacity / 2); }
+  JAX_SA_SHARED_FN int64_t table_size() const { return int64_t{kNumGrams} * (capacity / 2); }
 };
 
 // The groups that rows may see.

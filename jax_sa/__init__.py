@@ -30,11 +30,17 @@ from jax_sa.automaton import validate as validate
 from jax_sa.budget import share_budget as share_budget
 from jax_sa.buffers import Copied as Copied
 from jax_sa.buffers import fused_copy as fused_copy
+from jax_sa.cache_moves import move_entries as move_entries
 from jax_sa.calibration import Calibration as Calibration
 from jax_sa.decoder import Decoder as Decoder
 from jax_sa.decoder import Generation as Generation
 from jax_sa.decoder import NeuralDrafter as NeuralDrafter
 from jax_sa.decoder import generate as generate
+from jax_sa.draft_tree import ROOT as ROOT
+from jax_sa.draft_tree import DraftTree as DraftTree
+from jax_sa.draft_tree import extend_lookup_tree as extend_lookup_tree
+from jax_sa.draft_tree import lookup_tree as lookup_tree
+from jax_sa.draft_tree import tree_mask as tree_mask
 from jax_sa.host_build import build_on_host as build_on_host
 from jax_sa.manager import SAConfig as SAConfig
 from jax_sa.manager import SuffixAutomatonManager as SuffixAutomatonManager
@@ -64,9 +70,12 @@ from jax_sa.state import get_state_size as get_state_size
 from jax_sa.state import init as init
 from jax_sa.storage import load as load
 from jax_sa.storage import save as save
+from jax_sa.tree_block import TreeBlock as TreeBlock
 from jax_sa.verify import Accepted as Accepted
 from jax_sa.verify import accept_greedy as accept_greedy
 from jax_sa.verify import accept_sampled as accept_sampled
 from jax_sa.verify import merge_drafts as merge_drafts
+from jax_sa.verify_tree import accept_tree_greedy as accept_tree_greedy
+from jax_sa.verify_tree import accept_tree_sampled as accept_tree_sampled
 
 _targets.platforms()

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_sa import _prefill
 from jax_sa._targets import target_name
 
 ROW_AXIS = "rows"
@@ -133,6 +134,7 @@ def run_here(target: Target, *operands: jax.Array) -> list[jax.Array]:
         next(rest) if operand.is_given else jnp.zeros((0,) * operand.rank, jnp.int32)
         for operand in target.operands
     ]
+    values = _prefill.run(target.op, values)
     types = [
         jax.typeof(values[result])
         if isinstance(result, int)

@@ -2,8 +2,9 @@
 
 Letters: S slots, N `max_seq_len`, B rows of a call, T tokens of a row, K draft tokens.
 
-All ops work in jit, scan, fori_loop, while_loop and shard_map over the slot axis. The state is
-updated in place where it is donated or carried by a loop; where it is neither, XLA copies it once.
+All ops work in jit, scan, fori_loop, while_loop and vmap, on a state that is split over devices by
+its slots (docs/sharding.md), and in shard_map over the slot axis. The state is updated in place
+where it is donated or carried by a loop; where it is neither, XLA copies it once.
 A row whose length is out of range appends nothing, and `Status.OUT_OF_RANGE` of its slot says so.
 A row whose slot is out of range changes nothing and drafts nothing, and as it has no slot whose
 status could say so, nothing does: a slot id must be -1 or in 0..S-1.
@@ -63,6 +64,10 @@ def extend(
     state: AnyState, tokens: jax.Array, lengths: jax.Array, *, slots: jax.Array | None = None
 ) -> AnyState:
     """Appends `tokens[b, :lengths[b]]` to the text of row b's slot.
+
+    On CUDA, where T is 256 or more, the automata of long rows are built in parallel if that is
+    faster, in up to 0.5 GB of temporary memory (docs/automaton.md). They are the same, up to the
+    places of edges in their table and lists.
 
     Args:
       state: of S slots.
@@ -165,7 +170,7 @@ def extend_lookup(
     pool: Pool | None = None,
     groups: jax.Array | None = None,
 ) -> tuple[AnyState, Draft]:
-    """`extend`, then `lookup` of the same rows, in one kernel launch.
+    """`extend`, then `lookup` of the same rows, in one kernel launch, or two for long rows.
 
     Arguments, results and errors are theirs, but for one thing: of rows that name one slot, only
     the first drafts.
@@ -212,7 +217,8 @@ def copy_slots(state: AnyState, src: jax.Array, dst: jax.Array) -> AnyState:
       src: int32[B]; -1 skips the row.
       dst: int32[B]; -1 skips the row. If rows name one slot twice, the first has it. A row whose
         source another row overwrites copies nothing. `Status.CONFLICT` of the destination says so.
-        A row whose source is out of range copies nothing; `Status.OUT_OF_RANGE` says so.
+        A row whose source is out of range copies nothing; `Status.OUT_OF_RANGE` says so. So it is
+        with a source on another device, where the state is split over devices.
 
     Raises:
       ValueError, TypeError: at trace time, for a wrong shape or dtype.

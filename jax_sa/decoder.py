@@ -1,7 +1,7 @@
 """Whole generations: prefill, then verify a draft, emit, and draft again, until every row is done.
 
 Letters: B rows, P prompt tokens, G maximum new tokens, K tokens of the longest draft, M of a neural
-one, T of a block that the model reads, V vocabulary.
+one, N nodes of a tree of drafts, T tokens of a block that the model reads, V vocabulary.
 
 Between two steps the last token of a row has not been through the model: `cache.length` counts the
 tokens before it. The block of the next step is that token and the draft.
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_sa import budget
+from jax_sa import budget, tree_budget
 from jax_sa._branches import run_branch
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
 from jax_sa._explicit import follow_rows
@@ -23,9 +23,11 @@ from jax_sa._options import DraftOptions, normalise
 from jax_sa._shard_map import vary, varying_axes
 from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup, reset
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
+from jax_sa.draft_tree import MAX_NODES, DraftTree, extend_lookup_tree
 from jax_sa.pool import Pool, check_pool
 from jax_sa.sampling import Sampling, check_sampling
 from jax_sa.state import AnyState, check_state
+from jax_sa.tree_block import tree_block
 from jax_sa.verify import (
     Accepted,
     accept_greedy,
@@ -34,6 +36,7 @@ from jax_sa.verify import (
     last_token,
     merge_drafts,
 )
+from jax_sa.verify_tree import accept_tree_greedy, accept_tree_sampled
 
 SLOWEST_FIRST = 4
 """The power of a row's share of the new tokens still to come, by which it counts when a width is
@@ -79,7 +82,7 @@ class Generation:
     """int32[B] drafted tokens that were accepted and kept: each saved a step."""
     last: jax.Array
     """int32[B] the last token, which the model has not read."""
-    draft: Draft
+    draft: Draft | DraftTree
     """The tokens that may follow it, of which the next step verifies as many as are worth it."""
     record: budget.Record
     """The failures of the row's drafts, seen and expected."""
@@ -131,6 +134,18 @@ class Decoder(DraftOptions):
     The cache is a frozen dataclass, registered as a pytree, with a field `length` int32[B]: the
     tokens of each row that it holds. The model returns it with the same shapes and dtypes.
 
+    With `tree_nodes`, drafts are trees (`jax_sa.lookup_tree`). Where the nodes that are worth
+    verifying are no single token, the model is called with a fourth argument,
+    `model(params, tokens int32[B, 1 + n], cache, tree)`, a `jax_sa.TreeBlock`:
+
+    - It stores token t at position `cache.length[b] + t` as ever, but reads it as the one that
+      stands at `tree.positions[b, t]` of the text.
+    - It attends to what `tree.start` and `tree.nodes` say.
+
+    Then the path that was accepted is put in order: `cache.move(start int32[B], path
+    int32[B, 1 + n])` returns the cache in which, for each j, position `start[b] + j` holds what
+    position `start[b] + path[b, j]` did. `jax_sa.move_entries` does this for an array.
+
     All three methods are jitted, and donate the arrays that they return updated: cache, state,
     generation. Compiled code is cached per decoder and shared by decoders that hold the same
     function objects and equal options; a lambda or partial written anew is another function, and
@@ -154,6 +169,9 @@ class Decoder(DraftOptions):
     threshold: int = 4
     """The match length, plus the common prefix of both drafts, from which the automaton's draft is
     used instead of the neural one: the rule of `jax_sa.merge_drafts`."""
+    tree_nodes: int | None = None
+    """N, the nodes of a tree of drafts at most; None: drafts are chains. Without automata, they
+    always are."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -166,6 +184,9 @@ class Decoder(DraftOptions):
             drafter=None if self.drafter is None else _check_drafter(self.drafter),
             stop_tokens=tuple(check_int("stop_tokens", t, INT32_MIN) for t in self.stop_tokens),
             threshold=check_int("threshold", self.threshold, 1),
+            tree_nodes=None
+            if self.tree_nodes is None
+            else check_int("tree_nodes", self.tree_nodes, 1, MAX_NODES),
         )
 
     def generate(
@@ -355,16 +376,13 @@ class Decoder(DraftOptions):
         # No logits are used, so none are computed: of a long prompt they would fill the memory.
         _, cache = self.model(params, prompts, cache)
         cache = _advance(cache, before)
-        neural = automaton = None
-        if state is not None:
-            state, automaton = extend_lookup(
-                *(state, prompts, prompt_lengths),
-                pool=pool,
-                groups=groups,
-                **self.lookup_options(),
-            )
+        neural = None
         if self.drafter is not None:
             neural, cache = self.drafter.prefill(params, prompts, before, last, cache)
+        left = jnp.where(finished, 0, limits)
+        state, draft = self._draft(
+            state, prompts, prompt_lengths, neural, left, pool=pool, groups=groups
+        )
         return Generation(
             tokens=jnp.broadcast_to(none[:, None], (limits.size, request.max_new_tokens)),
             lengths=none,
@@ -374,7 +392,7 @@ class Decoder(DraftOptions):
             drafted=none,
             accepted=none,
             last=last,
-            draft=self._draft(automaton, neural, jnp.where(finished, 0, limits)),
+            draft=draft,
             record=budget.init_record(limits),
             cache=cache,
             state=state,
@@ -415,19 +433,21 @@ class Decoder(DraftOptions):
             functools.partial(self._verify, width, params, generation, draft, key)
             for width in self.widths(drafts=generation.state is not None)
         ]
-        (emitted, stopped, neural), cache = run_branch(index, branches, generation.cache)
-        state, automaton = generation.state, None
-        if state is not None:
-            state, automaton = extend_lookup(
-                *(state, emitted.tokens, emitted.length),
-                pool=pool,
-                groups=groups,
-                **self.lookup_options(),
-            )
+        (emitted, path, stopped, neural), cache = run_branch(index, branches, generation.cache)
         lengths = generation.lengths + emitted.length
         finished = generation.finished | stopped | (lengths >= generation.limits)
         active = (~generation.finished).astype(jnp.int32)
+        confirmed = emitted.length - active
         left = jnp.where(finished, 0, generation.limits - lengths)
+        if path is None:
+            record = budget.update_record(generation.record, draft, confirmed)
+        else:
+            record = tree_budget.update_record(generation.record, draft, path, confirmed)
+        state, next_draft = self._draft(
+            *(generation.state, emitted.tokens, emitted.length, neural, left),
+            pool=pool,
+            groups=groups,
+        )
         return dataclasses.replace(
             generation,
             tokens=_append(generation.tokens, generation.lengths, emitted),
@@ -435,10 +455,10 @@ class Decoder(DraftOptions):
             finished=finished,
             steps=generation.steps + active,
             drafted=generation.drafted + draft.length,
-            accepted=generation.accepted + emitted.length - active,
-            record=budget.update_record(generation.record, draft, emitted.length - active),
+            accepted=generation.accepted + confirmed,
+            record=record,
             last=last_token(emitted, generation.last),
-            draft=self._draft(automaton, neural, left),
+            draft=next_draft,
             cache=cache,
             state=state,
             sampling=sampling,
@@ -449,33 +469,51 @@ class Decoder(DraftOptions):
         width: int,
         params: Any,
         generation: Generation,
-        draft: Draft,
+        draft: Draft | DraftTree,
         key: jax.Array | None,
         cache: Any,
-    ) -> tuple[Accepted, jax.Array, jax.Array | None, Any]:
+    ) -> tuple[tuple[Accepted, jax.Array | None, jax.Array, jax.Array | None], Any]:
         """The part of a step that depends on the width of its block, of `width` drafted tokens.
 
         Returns:
-          The emitted tokens [B, 1 + K]; bool[B] whether they end in a stop token; the neural
-          drafter's tokens; the cache.
+          The emitted tokens [B, 1 + K]; the path int32[B, 1 + N] of a tree, None of a chain;
+          bool[B] whether they end in a stop token; the neural drafter's tokens; the cache.
         """
-        padding = ((0, 0), (0, draft.tokens.shape[1] - width))
-        draft = dataclasses.replace(draft, tokens=draft.tokens[:, :width])
-        block = jnp.concatenate([generation.last[:, None], draft.tokens], axis=1)
-        logits, cache = self.model(params, block, cache)
-        if generation.sampling is None:
-            accepted = accept_greedy(draft, logits)
-        else:
-            sampling = generation.sampling
-            accepted = accept_sampled(
-                key, draft, logits, sampling.temperature, sampling.top_k, sampling.top_p
-            )
+        tokens = jnp.concatenate([generation.last[:, None], draft.tokens[:, :width]], axis=1)
+        if isinstance(draft, DraftTree) and width > 1:
+            tree = tree_budget.first_nodes(draft, width)
+            block = tree_block(tree, cache.length)
+            logits, cache = self.model(params, tokens, cache, block)
+            accepted, path = self._accept(tree, logits, generation.sampling, key)
+            cache = cache.move(cache.length, path)
+        else:  # a tree of one node is a chain
+            logits, cache = self.model(params, tokens, cache)
+            chain = _chain(draft, width)
+            accepted, path = self._accept(chain, logits, generation.sampling, key), None
         emitted, stopped = cut_at_stop(accepted, ~generation.finished, self.stop_tokens)
         cache, neural = _advance(cache, emitted.length), None
         if self.drafter is not None:
             neural, cache = self.drafter.draft(params, emitted, cache)
+        longest = draft.tokens.shape[1]
+        padding = ((0, 0), (0, longest - width))
         padded = jnp.pad(emitted.tokens, padding, constant_values=DRAFT_FILL)
-        return (Accepted(padded, emitted.length), stopped, neural), cache
+        if isinstance(draft, DraftTree):
+            path = _whole_path(path, emitted.length, longest)
+        return (Accepted(padded, emitted.length), path, stopped, neural), cache
+
+    @staticmethod
+    def _accept(
+        draft: Draft | DraftTree,
+        logits: jax.Array,
+        sampling: Sampling | None,
+        key: jax.Array | None,
+    ) -> Any:
+        """What the model confirms of a chain, or of a tree, with its path."""
+        is_tree = isinstance(draft, DraftTree)
+        if sampling is None:
+            return (accept_tree_greedy if is_tree else accept_greedy)(draft, logits)
+        accept = accept_tree_sampled if is_tree else accept_sampled
+        return accept(key, draft, logits, sampling.temperature, sampling.top_k, sampling.top_p)
 
     def widths(self, *, drafts: bool = True) -> tuple[int, ...]:
         """The drafted tokens of a row for which a step is compiled, ascending.
@@ -484,7 +522,10 @@ class Decoder(DraftOptions):
           drafts: whether there are automata.
         """
         neural = 0 if self.drafter is None else self.drafter.max_draft
-        longest = max(neural, self.max_draft if drafts else 0)
+        if drafts and self.tree_nodes is not None:
+            neural, longest = 0, self.tree_nodes
+        else:
+            longest = max(neural, self.max_draft if drafts else 0)
         powers = (2**i for i in range(longest.bit_length()))
         return tuple(sorted({0, *powers, neural, longest}))
 
@@ -502,28 +543,60 @@ class Decoder(DraftOptions):
     def _choose(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Draft]:
         """The index of the width with the most expected tokens per cost, and the drafts cut to it.
 
-        All rows have room for the width of the block, so a row's draft is cut by nothing else.
+        All rows have room for the width of the block, so a row's draft is cut by nothing else: a
+        chain at its end, a tree to the nodes that are likeliest to hold.
         """
         widths = jnp.asarray(self.widths(drafts=generation.state is not None), jnp.int32)
-        draft = generation.draft
+        draft, strain = generation.draft, generation.record.strain()
         left = jnp.where(generation.finished, 0, generation.limits - generation.lengths)
         most = jnp.maximum(jnp.max(left), 1).astype(jnp.float32)
         weight = (left.astype(jnp.float32) / most) ** SLOWEST_FIRST
-        chances = weight[:, None] * budget.survival(draft, generation.record.strain())
-        held = budget.expected_tokens(chances, jnp.minimum(draft.length[None], widths[:, None]))
+        if isinstance(draft, DraftTree):
+            chances = tree_budget.survival(draft, strain)
+            rank = tree_budget.rank_in_row(chances)
+            chosen = rank[None] < widths[:, None, None]
+            held = jnp.sum(jnp.where(chosen, (weight[:, None] * chances)[None], 0.0), axis=(1, 2))
+        else:
+            chances = weight[:, None] * budget.survival(draft, strain)
+            held = budget.expected_tokens(chances, jnp.minimum(draft.length[None], widths[:, None]))
         index = jnp.argmax((jnp.sum(weight) + held) / costs).astype(jnp.int32)
+        if isinstance(draft, DraftTree):
+            return index, tree_budget.keep(draft, (rank < widths[index]) & (chances > 0.0))
         return index, budget.cut_draft(draft, widths[index])
 
-    @follow_rows()
-    def _draft(self, automaton: Draft | None, neural: jax.Array | None, left: jax.Array) -> Draft:
-        """The drafts there are as one, of at most `left - 1` tokens: a step emits one more."""
-        (rows,) = left.shape
-        if neural is not None:
-            check_array("drafter's tokens", neural, jnp.int32, (rows, self.drafter.max_draft))
-        if automaton is None:
+    def _draft(
+        self,
+        state: AnyState | None,
+        tokens: jax.Array,
+        lengths: jax.Array,
+        neural: jax.Array | None,
+        left: jax.Array,
+        **seen: Any,
+    ) -> tuple[AnyState | None, Draft | DraftTree]:
+        """Appends tokens [B, T], and drafts from all sources there are what follows.
+
+        A draft, or a path in a tree, has at most `left - 1` tokens: a step emits one more. `seen`
+        are the pool and the rows' groups.
+        """
+        options = {**seen, **self.lookup_options()}
+        if state is None:
             none = jnp.zeros_like(left)
-            automaton = Draft(jnp.zeros_like(left, shape=(rows, 0)), none, none, none, none)
-        draft = automaton if neural is None else merge_drafts(automaton, neural, self.threshold)
+            draft = Draft(jnp.broadcast_to(none[:, None], (left.size, 0)), none, none, none, none)
+        elif self.tree_nodes is None:
+            state, draft = extend_lookup(state, tokens, lengths, **options)
+        else:
+            options |= {"max_nodes": self.tree_nodes, "limits": left - 1}
+            options |= {"neural": neural, "threshold": self.threshold}
+            return extend_lookup_tree(state, tokens, lengths, **options)
+        return state, self._merge(draft, neural, left)
+
+    @follow_rows()
+    def _merge(self, draft: Draft, neural: jax.Array | None, left: jax.Array) -> Draft:
+        """The chains there are as one."""
+        if neural is not None:
+            expected = (left.size, self.drafter.max_draft)
+            check_array("drafter's tokens", neural, jnp.int32, expected)
+            draft = merge_drafts(draft, neural, self.threshold)
         return budget.cut_draft(draft, left - 1)
 
 
@@ -618,6 +691,25 @@ def _vary_alike(
 
 def _advance(cache: Any, count: jax.Array) -> Any:
     return dataclasses.replace(cache, length=cache.length + count)
+
+
+def _chain(draft: Draft | DraftTree, width: int) -> Draft:
+    """The first `width` tokens of a chain, or of a tree of at most one node."""
+    tokens = draft.tokens[:, :width]
+    if isinstance(draft, Draft):
+        return dataclasses.replace(draft, tokens=tokens)
+    length = jnp.minimum(draft.length, width)
+    none = jnp.zeros_like(length)
+    return Draft(tokens, length, none, none, none)
+
+
+@follow_rows()
+def _whole_path(path: jax.Array | None, length: jax.Array, max_nodes: int) -> jax.Array:
+    """The path in a block of `max_nodes` nodes; None is that of a chain."""
+    width = 0 if path is None else path.shape[1]
+    rest = jnp.arange(width, 1 + max_nodes, dtype=jnp.int32)
+    rest = jnp.broadcast_to(rest[None], (length.size, rest.size))
+    return rest if path is None else jnp.concatenate([path, rest], axis=1)
 
 
 @follow_rows()

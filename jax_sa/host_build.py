@@ -25,9 +25,8 @@ def build_on_host(
 ) -> AnyState:
     """A state of one slot that holds a text, on the CPU, for `insert`.
 
-    Tokens of one text are appended one after the other, and a CPU core does that many times faster
-    than a GPU, which is fast because it appends to all slots at once. So one long prompt is best
-    built here, while the device goes on with what it was given, and inserted.
+    The device goes on with what it was given while the host builds. `extend` takes less time where
+    it builds long rows in parallel, but all of the device.
 
     Args:
       tokens: 0..N ints, each an int32.

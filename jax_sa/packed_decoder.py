@@ -1,7 +1,7 @@
 """Continuous batching on the device: any number of prompts through a few rows, without padding.
 
-Letters: N prompts, B rows, P tokens of the longest prompt, G new tokens at most, K draft tokens,
-T places of a step's block, W widths, V vocabulary.
+Letters: N prompts, B rows, P tokens of the longest prompt, G new tokens at most, K draft tokens, or
+nodes of a tree of drafts, T places of a step's block, W widths, V vocabulary.
 """
 
 import dataclasses
@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sa import budget
+from jax_sa import budget, tree_budget
 from jax_sa._branches import run_branch
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_choice, check_int
 from jax_sa._options import DraftOptions, normalise
 from jax_sa.automaton import Draft, extend_lookup
 from jax_sa.cache_schema import BlockTable
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
+from jax_sa.draft_tree import MAX_NODES, DraftTree, extend_lookup_tree, no_trees
 from jax_sa.packed_queue import (
     Completions,
     Queue,
@@ -39,8 +40,10 @@ from jax_sa.packed_rows import (
     admit,
     append_tokens,
     can_fit,
+    has_room_for_trees,
     idle_rows,
     insert_texts,
+    no_drafts,
     own_tokens,
     plan_step,
     release,
@@ -51,7 +54,9 @@ from jax_sa.pool import Pool, check_pool
 from jax_sa.sampling import Sampling, check_sampling, spread
 from jax_sa.seqlens import expand_seqlens
 from jax_sa.state import AnyState, check_state
+from jax_sa.tree_block import packed_tree_block
 from jax_sa.verify import Accepted, accept_greedy, accept_sampled, cut_at_stop, last_token
+from jax_sa.verify_tree import accept_tree_greedy, accept_tree_sampled
 
 WIDTHS = (1.0, 1.5, 2.0, 3.0, 5.0, 9.0, 17.0, 33.0)
 """Tokens a row, on average, for which a step that reads no prompt is compiled."""
@@ -86,6 +91,14 @@ class PackedDecoder(DraftOptions):
     attended to, so a refused token, or a request that ended, needs no cleanup. T is static, and
     differs from call to call. `logits` is [T, V], or, so that only what is read is computed, a
     function that maps places int32[R] to their logits [R, V]; it is called once.
+
+    With `tree_nodes`, drafts are trees (`jax_sa.lookup_tree`), and blocks that have room for drafts
+    come with a sixth argument, `model(params, tokens, rows, positions, cache, tree)`, a
+    `jax_sa.TreeBlock`: the model keeps token t where `positions[t]` says as ever, but reads it as
+    the one at `tree.positions[t]` of the text, and attends to what `tree.start` and `tree.nodes`
+    say. Then `cache.move(start int32[B], path int32[B, 1 + K])` returns the cache in which, for
+    each j, entry `start[b] + j` holds what entry `start[b] + path[b, j]` did; see
+    `jax_sa.move_entries`.
 
     The cache is any pytree of B rows. If it has a field `block_table`, a
     `jax_sa.cache_schema.BlockTable` of B + 1 slots, its pages are claimed and freed here: row b is
@@ -124,6 +137,8 @@ class PackedDecoder(DraftOptions):
     """A row ends with the first of them that it emits."""
     budget: int = 1024
     """Places of a block at most, for prompts, drafts and last tokens of all rows together."""
+    tree_nodes: int | None = None
+    """The nodes of a row's tree of drafts at most; None: drafts are chains."""
     inserts: str = "text"
     """The part of a text that ends which goes into the pool, where there is one: "text", all of it,
     "response", all but the prompt, or "nothing". Released requests do not end."""
@@ -138,6 +153,9 @@ class PackedDecoder(DraftOptions):
             self,
             stop_tokens=tuple(check_int("stop_tokens", t, INT32_MIN) for t in self.stop_tokens),
             budget=check_int("budget", self.budget, 1),
+            tree_nodes=None
+            if self.tree_nodes is None
+            else check_int("tree_nodes", self.tree_nodes, 1, MAX_NODES),
             inserts=check_choice("inserts", self.inserts, ("text", "response", "nothing")),
         )
 
@@ -152,7 +170,8 @@ class PackedDecoder(DraftOptions):
             raise ValueError(
                 f"budget: expected at least {rows}, one for each row, got {self.budget}"
             )
-        most = min(rows * (1 + self.max_draft), rows + MAX_DRAFTED, self.budget)
+        drafted = self.max_draft if self.tree_nodes is None else self.tree_nodes
+        most = min(rows * (1 + drafted), rows + MAX_DRAFTED, self.budget)
         factors = WIDTHS if drafts else WIDTHS[:1]
         return tuple(sorted({min(int(rows * factor), most) for factor in factors}))
 
@@ -205,8 +224,10 @@ class PackedDecoder(DraftOptions):
         if sampling is not None:
             sampling = check_sampling(sampling, prompts.shape[0])
         _check_pool(state, pool, groups, prompts.shape[0])
-        max_draft = 0 if state is None else self.max_draft
-        return idle_rows(cache, state, sampling, prompts, request, max_draft, pool, groups)
+        draft = no_drafts(rows, 0 if state is None else self.max_draft)
+        if state is not None and self.tree_nodes is not None:
+            draft = no_trees(rows, self.tree_nodes)
+        return idle_rows(cache, state, sampling, prompts, request, draft, pool, groups)
 
     def generate(
         self,
@@ -302,6 +323,7 @@ class PackedDecoder(DraftOptions):
         max_new_tokens: int,
         state: AnyState | None = None,
         sampling: Sampling | None = None,
+        pool: Pool | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Calibration:
         """Measures the cost of a step of each width, on the user's model and device.
@@ -319,6 +341,7 @@ class PackedDecoder(DraftOptions):
           max_new_tokens: G, at least 8.
           state: donated.
           sampling: as in `generate`.
+          pool: as in `generate`; left as it is. An empty one of its size is used, and let go of.
           on_progress: called with the number of widths that were measured, and of all.
 
         Raises:
@@ -332,17 +355,22 @@ class PackedDecoder(DraftOptions):
         limits = jnp.full(count, max_new_tokens, jnp.int32)
         estimate = self._costs(None, rows, state)
         _check_buffers(cache, state, rows)
+        _check_pool(state, pool, None, count)
         capacity = row_capacity(cache)
         _check_requests(capacity, width, prompt_lengths, limits)
-        used = jnp.where(jnp.arange(count) < rows, prompt_lengths, 0)
-        used = jnp.minimum(used, CALIBRATION_PROMPT)
-        waiting = make_queue(used, limits, capacity=capacity, max_prompt=width)
+        lengths = jnp.where(jnp.arange(count) < rows, prompt_lengths, 0)
+        lengths = jnp.minimum(lengths, CALIBRATION_PROMPT)
+        waiting = make_queue(lengths, limits, capacity=capacity, max_prompt=width)
         one = jnp.ones((), jnp.int32)
 
         def restart(work: Work | None) -> Work:
             """Work of which some row decodes, if any can, none reads, and no further one begins."""
-            buffers = (cache, state) if work is None else (work.rows.cache, work.rows.state)
-            idle = self._idle_rows(*buffers, sampling, prompts, jnp.zeros(rows, jnp.int32))
+            if work is None:
+                *buffers, texts = cache, state, jax.tree.map(jnp.zeros_like, pool)
+            else:
+                *buffers, texts = work.rows.cache, work.rows.state, work.rows.pool
+            first = jnp.zeros(rows, jnp.int32)
+            idle = self._idle_rows(*buffers, sampling, prompts, first, texts)
             work, queue = begin(idle, waiting, max_new_tokens)
             while not _decodes(work.rows) and unfinished(work, queue):
                 work = self._run(params, queue, work, estimate, one)
@@ -444,7 +472,7 @@ class PackedDecoder(DraftOptions):
         branches = [
             functools.partial(self._verify, block, params, rows, plan, key) for block in blocks
         ]
-        accepted, cache = run_branch(plan.block, branches, rows.cache)
+        (accepted, path), cache = run_branch(plan.block, branches, rows.cache)
         accepted, stopped = cut_at_stop(accepted, plan.emits, self.stop_tokens)
 
         active = ~rows.idle
@@ -455,6 +483,10 @@ class PackedDecoder(DraftOptions):
         left = jnp.where(finished | ~plan.emits, 0, rows.limits - lengths)
         prompt_counts = jnp.where(reading, plan.counts, 0)
         state, draft = self._draft(rows, prompt_counts, accepted, left)
+        if path is None:
+            record = budget.update_record(rows.record, plan.draft, confirmed)
+        else:
+            record = tree_budget.update_record(rows.record, plan.draft, path, confirmed)
         pool = rows.pool
         if self.inserts != "nothing":
             responses_only = self.inserts == "response"
@@ -466,7 +498,7 @@ class PackedDecoder(DraftOptions):
             lengths=lengths,
             last=last_token(accepted, rows.last),
             draft=draft,
-            record=budget.update_record(rows.record, plan.draft, confirmed),
+            record=record,
             cache=cache,
             state=state,
             sampling=sampling,
@@ -492,36 +524,63 @@ class PackedDecoder(DraftOptions):
         plan: Plan,
         key: jax.Array | None,
         cache: Any,
-    ) -> tuple[Accepted, Any]:
-        """The part of a step that depends on the size of its block."""
+    ) -> tuple[tuple[Accepted, jax.Array | None], Any]:
+        """The part of a step that depends on the size of its block.
+
+        Returns:
+          The emitted tokens; the path int32[B, 1 + K] of a tree, None of a chain; the cache.
+        """
         own = rows.last[:, None]
         if block.reads_prompts:
             own = own_tokens(rows, _chunk(rows, block.total))
         packed = pack(own, plan.counts, plan.draft, rows.read, total=block.total)
-        logits, cache = self.model(params, packed.tokens, packed.rows, packed.positions, cache)
+        flat = (packed.tokens, packed.rows, packed.positions)
+        last = rows.read + jnp.maximum(plan.counts - 1, 0)
+        is_tree = isinstance(plan.draft, DraftTree)
+        has_room = has_room_for_trees(block, rows)
+        if is_tree and has_room:
+            tree = packed_tree_block(plan.draft, packed, last)
+            logits, cache = self.model(params, *flat, cache, tree)
+        else:
+            logits, cache = self.model(params, *flat, cache)
         first = packed.first
         if callable(logits):
             places = jnp.arange(block.total, dtype=jnp.int32)
             if block.reads_prompts:
                 places, first = _judged_places(plan, first, block.judged)
             logits = logits(places)
+        accepted = self._accept(rows, plan.draft, logits, key, first)
+        if not is_tree:
+            return (accepted, None), cache
+        accepted, path = accepted
+        return (accepted, path), cache.move(last, path) if has_room else cache
+
+    @staticmethod
+    def _accept(
+        rows: Rows,
+        draft: Draft | DraftTree,
+        logits: jax.Array,
+        key: jax.Array | None,
+        first: jax.Array,
+    ) -> Any:
+        """What the model confirms of chains, or of trees, with their paths."""
+        is_tree = isinstance(draft, DraftTree)
         if rows.sampling is None:
-            return accept_greedy(plan.draft, logits, first=first), cache
+            return (accept_tree_greedy if is_tree else accept_greedy)(draft, logits, first=first)
         sampling = spread(rows.sampling, rows.request)
-        accepted = accept_sampled(
+        return (accept_tree_sampled if is_tree else accept_sampled)(
             key,
-            plan.draft,
+            draft,
             logits,
             sampling.temperature,
             sampling.top_k,
             sampling.top_p,
             first=first,
         )
-        return accepted, cache
 
     def _draft(
         self, rows: Rows, prompt_counts: jax.Array, accepted: Accepted, left: jax.Array
-    ) -> tuple[AnyState | None, Draft]:
+    ) -> tuple[AnyState | None, Draft | DraftTree]:
         """Appends the prompt tokens that were read and the tokens that were emitted; drafts.
 
         A draft has at most `left - 1` tokens: a step emits one more.
@@ -529,15 +588,18 @@ class PackedDecoder(DraftOptions):
         if rows.state is None:
             return None, rows.draft
         width = _chunk(rows, self.budget)
-        return extend_lookup(
-            rows.state,
-            append_tokens(rows, prompt_counts, accepted.tokens, width),
-            prompt_counts + accepted.length,
-            limits=left - 1,
-            pool=rows.pool,
-            groups=None if rows.groups is None else rows.groups[rows.request],
+        tokens = append_tokens(rows, prompt_counts, accepted.tokens, width)
+        lengths = prompt_counts + accepted.length
+        options = {
+            "limits": left - 1,
+            "pool": rows.pool,
+            "groups": None if rows.groups is None else rows.groups[rows.request],
             **self.lookup_options(),
-        )
+        }
+        if self.tree_nodes is None:
+            return extend_lookup(rows.state, tokens, lengths, **options)
+        options["max_nodes"] = self.tree_nodes
+        return extend_lookup_tree(rows.state, tokens, lengths, **options)
 
 
 @functools.partial(jax.jit, donate_argnames="rows")

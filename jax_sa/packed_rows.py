@@ -6,15 +6,17 @@ places of a step's block, W widths.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jax_sa import budget
+from jax_sa import budget, tree_budget
 from jax_sa._checks import INT32_MAX
 from jax_sa.automaton import Draft, reset
 from jax_sa.cache_schema import claim_blocks, free_blocks
+from jax_sa.draft_tree import DraftTree, is_node
 from jax_sa.pool import Pool
 from jax_sa.pool_insert import insert_slots
 from jax_sa.sampling import Sampling
@@ -40,7 +42,7 @@ class Rows:
     """int32[B] new tokens."""
     last: jax.Array
     """int32[B] the last new token, which the model has not read."""
-    draft: Draft
+    draft: Draft | DraftTree
     """The draft that the next step may verify."""
     record: budget.Record
     """The failures of the row's drafts, seen and expected."""
@@ -101,18 +103,18 @@ class Plan:
     """int32[B] the row's own tokens in the block."""
     emits: jax.Array
     """bool[B] rows whose own tokens end at the end of their text."""
-    draft: Draft
+    draft: Draft | DraftTree
     """The drafts as cut for this block."""
 
 
-@functools.partial(jax.jit, static_argnames="max_draft", donate_argnames=("cache", "state", "pool"))
+@functools.partial(jax.jit, donate_argnames=("cache", "state", "pool"))
 def idle_rows(
     cache: Any,
     state: AnyState | None,
     sampling: Sampling | None,
     prompts: jax.Array,
     request: jax.Array,
-    max_draft: int,
+    draft: Draft | DraftTree,
     pool: Pool | None = None,
     groups: jax.Array | None = None,
 ) -> Rows:
@@ -131,7 +133,7 @@ def idle_rows(
         read=none,
         lengths=none,
         last=none,
-        draft=Draft(jnp.zeros((*none.shape, max_draft), jnp.int32), none, none, none, none),
+        draft=draft,
         record=budget.init_record(none),
         cache=cache,
         state=state,
@@ -139,6 +141,17 @@ def idle_rows(
         pool=pool,
         groups=groups,
     )
+
+
+def no_drafts(rows: int, max_draft: int) -> Draft:
+    """Drafts without tokens."""
+    none = jnp.zeros(rows, jnp.int32)
+    return Draft(jnp.zeros((rows, max_draft), jnp.int32), none, none, none, none)
+
+
+def has_room_for_trees(block: Block, rows: Rows) -> bool:
+    """Whether a block may hold trees. One with a place for each row is left to plain decoding."""
+    return block.judged > rows.limits.size
 
 
 def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
@@ -159,9 +172,13 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
 
     strain = rows.record.strain()
     spare = judged - jnp.where(jnp.arange(len(blocks)) < num_widths, num_decoding, num_rows)
-    lengths = budget.shared_lengths(rows.draft, spare, 1.0 / strain)
-    held = budget.expected_tokens(budget.survival(rows.draft, strain), lengths[:num_widths])
-    worth = jnp.where(costs > 0.0, (num_decoding.astype(jnp.float32) + held) / costs, 0.0)
+    if isinstance(rows.draft, DraftTree):
+        has_room = [has_room_for_trees(block, rows) for block in blocks]
+        spare = jnp.where(jnp.asarray(has_room), spare, 0)
+    held, cut = _share(rows.draft, strain, spare)
+    worth = jnp.where(
+        costs > 0.0, (num_decoding.astype(jnp.float32) + held[:num_widths]) / costs, 0.0
+    )
     too_small = 2 * (totals[num_widths:-1] - judged[-1]) < num_unread
     block = jnp.where(
         num_unread > 0,
@@ -169,7 +186,7 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
         jnp.argmax(worth).astype(jnp.int32),
     )
 
-    draft = budget.cut_draft(rows.draft, lengths[block])
+    draft = cut(block)
     places = totals[block] - num_decoding - jnp.sum(draft.length)
     before = jnp.cumsum(unread) - unread
     chunk = jnp.clip(places - before, 0, unread)
@@ -179,6 +196,27 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
         emits=decoding | ((unread > 0) & (chunk == unread)),
         draft=draft,
     )
+
+
+def _share(
+    draft: Draft | DraftTree, strain: jax.Array, budgets: jax.Array
+) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """Shares int32[W] budgets of drafted tokens among the rows, each alone.
+
+    Returns:
+      float32[W] tokens that are expected to hold; a function that cuts the drafts to the budget of
+      a number int32[].
+    """
+    if isinstance(draft, DraftTree):
+        chances = tree_budget.survival(draft, strain)
+        rank = tree_budget.rank(chances)
+        best = jnp.sort(chances, axis=None, descending=True)
+        up_to = jnp.concatenate([jnp.zeros(1, jnp.float32), jnp.cumsum(best)])
+        held = up_to[jnp.clip(budgets, 0, best.size)]
+        return held, lambda i: tree_budget.keep(draft, (rank < budgets[i]) & (chances > 0.0))
+    lengths = budget.shared_lengths(draft, budgets, 1.0 / strain)
+    held = budget.expected_tokens(budget.survival(draft, strain), lengths)
+    return held, lambda i: budget.cut_draft(draft, lengths[i])
 
 
 def unread_tokens(rows: Rows, width: int) -> jax.Array:
@@ -272,11 +310,14 @@ def insert_texts(
 def release(rows: Rows, mask: jax.Array) -> Rows:
     """Makes the rows of bool[B] `mask` idle. Their pages are freed at the next admission."""
     draft = rows.draft
-    length = jnp.where(mask, 0, draft.length)
+    if isinstance(draft, DraftTree):
+        draft = tree_budget.keep(draft, is_node(draft) & ~mask[:, None])
+    else:
+        draft = budget.cut_draft(draft, jnp.where(mask, 0, draft.length))
     return dataclasses.replace(
         rows,
         prompt_lengths=jnp.where(mask, 0, rows.prompt_lengths),
-        draft=budget.cut_draft(draft, length),
+        draft=draft,
     )
 
 

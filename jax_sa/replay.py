@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,13 @@ import numpy as np
 from jax_sa._checks import check_int
 from jax_sa._options import DraftOptions
 from jax_sa.automaton import Source, extend, lookup, reset
+from jax_sa.draft_tree import check_lookup_tree, lookup_tree
 from jax_sa.pool import Pool, init_pool
 from jax_sa.pool_insert import insert_slots
 from jax_sa.state import AnyState, init
 from jax_sa.traces import Trace
-from jax_sa.verify import accept_greedy
+from jax_sa.verify import Accepted, accept_greedy
+from jax_sa.verify_tree import accept_tree_greedy
 
 SOURCES = (Source.NONE, Source.OWN, Source.POOL)
 """The sources of drafts in a replay."""
@@ -29,7 +31,7 @@ class Counts:
     steps: int
     """Decoding steps."""
     drafted: int
-    """Draft tokens."""
+    """Draft tokens, in trees their nodes."""
     accepted: int
     """Draft tokens that the recorded response confirms."""
 
@@ -41,7 +43,8 @@ class Replayed(Counts):
     trace: Trace
     """The text that was replayed."""
     sources: dict[str, Counts]
-    """The counts of the steps whose draft came from each source, by its name in lower case."""
+    """The counts of the steps whose draft, or whose tree's first node, came from each source, by
+    its name in lower case."""
 
 
 @jax.tree_util.register_dataclass
@@ -84,7 +87,6 @@ def _begin(
 @functools.partial(jax.jit, donate_argnames="work", static_argnames="options")
 def _run(work: _Work, pool: Pool | None, options: tuple[tuple[str, Any], ...]) -> _Work:
     """Drafts, accepts and extends until a text ends."""
-    ahead = jnp.arange(1 + dict(options)["max_draft"], dtype=jnp.int32)
     sources = jnp.asarray(SOURCES, jnp.int32)
 
     def goes_on(work: _Work) -> jax.Array:
@@ -93,20 +95,48 @@ def _run(work: _Work, pool: Pool | None, options: tuple[tuple[str, Any], ...]) -
     def step(work: _Work) -> _Work:
         state = work.state
         left = work.lengths - state.length
-        draft = lookup(state, pool=pool, **dict(options))
-        recorded = jnp.take_along_axis(work.texts, state.length[:, None] + ahead[None], axis=1)
-        confirmed = jnp.minimum(accept_greedy(draft, recorded).length - 1, left)
+        draft = _drafts(state, pool, dict(options))
+        recorded = jnp.take_along_axis(work.texts, state.length[:, None] + draft.ahead, axis=1)
+        accepted = draft.accept(recorded)
+        confirmed = jnp.minimum(accepted.length - 1, left)
+        most = jnp.minimum(confirmed + 1, left)
         active = left > 0
         counts = jnp.stack([jnp.ones_like(left), draft.length, confirmed], axis=1)
         counts = jnp.where(active[:, None], counts, 0)[:, None]
         by_source = jnp.where((draft.source[:, None] == sources[None])[..., None], counts, 0)
         return dataclasses.replace(
             work,
-            state=extend(state, recorded, jnp.where(active, jnp.minimum(confirmed + 1, left), 0)),
+            state=extend(state, accepted.tokens, jnp.where(active, most, 0)),
             counts=work.counts + by_source,
         )
 
     return jax.lax.while_loop(goes_on, step, work)
+
+
+class _Drafts(NamedTuple):
+    """What a step of a replay needs of chains or trees."""
+
+    length: jax.Array
+    """int32[S] drafted tokens."""
+    source: jax.Array
+    """int32[S] a `Source`."""
+    ahead: jax.Array
+    """int32[S, T] how far beyond the text the token lies that each place of the block foretells."""
+    accept: Callable[[jax.Array], Accepted]
+    """What the recorded tokens at these places, int32[S, T], confirm."""
+
+
+def _drafts(state: State, pool: Pool | None, options: dict[str, Any]) -> _Drafts:
+    if "max_nodes" not in options:
+        draft = lookup(state, pool=pool, **options)
+        ahead = jnp.arange(1 + options["max_draft"], dtype=jnp.int32)[None]
+        return _Drafts(draft.length, draft.source, ahead, functools.partial(accept_greedy, draft))
+    tree = lookup_tree(state, pool=pool, **options)
+    ahead = jnp.pad(tree.depth, ((0, 0), (1, 0)))
+    first = tree.source[:, 0]
+    return _Drafts(
+        tree.length, first, ahead, lambda recorded: accept_tree_greedy(tree, recorded)[0]
+    )
 
 
 @functools.partial(jax.jit, donate_argnames=("work", "pool"), static_argnames="responses_only")
@@ -127,6 +157,7 @@ def replay_traces(
     index: str = "automaton",
     pool_capacity: int | None = None,
     pool_responses_only: bool = False,
+    max_nodes: int | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
     **options: Any,
 ) -> list[Replayed]:
@@ -139,6 +170,7 @@ def replay_traces(
       pool_capacity: the tokens of a pool (`jax_sa.init_pool`) that is empty at first, into which
         each text goes as it ends, and from which all others draft. None: no pool.
       pool_responses_only: prompts stay out of the pool.
+      max_nodes: drafts trees of at most so many nodes. None: chains.
       on_progress: called with the number of traces that ended since the last call.
       **options: of `jax_sa.lookup`. `max_draft` is 16 where it is not given.
 
@@ -155,6 +187,9 @@ def replay_traces(
     capacity = max(len(trace.tokens) for trace in traces)
     options = DraftOptions(**options).lookup_options()
     options["max_draft"] = int(options["max_draft"])  # sums with a NumPy integer may overflow
+    if max_nodes is not None:
+        check_lookup_tree(max_nodes, **options)
+        options["max_nodes"] = int(max_nodes)
     pool = None if pool_capacity is None else init_pool(pool_capacity)
     width = capacity + 1 + options["max_draft"]
     work = _Work(

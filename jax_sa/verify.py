@@ -48,11 +48,11 @@ def accept_greedy(draft: Draft, targets: jax.Array, *, first: jax.Array | None =
       ValueError, TypeError: at trace time, for a wrong shape or dtype.
     """
     rows, max_draft = _check_draft("draft", draft)
-    chosen = _check_targets(targets, rows, max_draft, first)
+    chosen = check_targets(targets, rows, max_draft, first)
     if jnp.issubdtype(chosen.dtype, jnp.floating):
         chosen = jnp.argmax(chosen, axis=-1).astype(jnp.int32)
     if first is not None:
-        chosen = chosen[_places(first, max_draft, chosen.shape[0])]
+        chosen = chosen[places(first, max_draft, chosen.shape[0])]
     length = 1 + _prefix_length(_drafted(draft) & (draft.tokens == chosen[:, :-1]))
     emitted = jnp.arange(1 + max_draft, dtype=jnp.int32)[None] < length[:, None]
     return Accepted(tokens=jnp.where(emitted, chosen, DRAFT_FILL), length=length)
@@ -92,14 +92,14 @@ def accept_sampled(
       ValueError, TypeError: at trace time, naming the argument.
     """
     rows, max_draft = _check_draft("draft", draft)
-    logits = _check_logits("logits", logits, rows, max_draft, first)
+    logits = check_logits("logits", logits, rows, max_draft, first)
     sampling = check_sampling(Sampling(key, temperature, top_k, top_p), rows)
     if first is None:
         first = (1 + max_draft) * jnp.arange(rows, dtype=jnp.int32)
         logits = logits.reshape(-1, logits.shape[-1])
     num_places, vocabulary = logits.shape
-    place = _places(first, max_draft, num_places)
-    target = distribution(logits, spread(sampling, _row_of_place(first, draft, num_places)))
+    place = places(first, max_draft, num_places)
+    target = distribution(logits, spread(sampling, row_of_place(first, draft, num_places)))
     confirm_key, draw_key = jax.random.split(key)
 
     known = (draft.tokens >= 0) & (draft.tokens < vocabulary)
@@ -226,13 +226,13 @@ def _prefix_length(confirmed: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(confirmed, width, position), axis=1, initial=width)
 
 
-def _places(first: jax.Array, max_draft: int, num_places: int) -> jax.Array:
+def places(first: jax.Array, max_draft: int, num_places: int) -> jax.Array:
     """int32[B, 1 + K] where the logits of each row lie among the packed ones, kept in bounds."""
     position = jnp.arange(1 + max_draft, dtype=jnp.int32)[None]
     return jnp.clip(first[:, None] + position, 0, num_places - 1)
 
 
-def _row_of_place(first: jax.Array, draft: Draft, num_places: int) -> jax.Array:
+def row_of_place(first: jax.Array, draft: Any, num_places: int) -> jax.Array:
     """int32[T] the row that each place belongs to; 0 for padding."""
     rows, max_draft = draft.tokens.shape
     position = jnp.arange(1 + max_draft, dtype=jnp.int32)[None]
@@ -260,15 +260,17 @@ def _check_draft(name: str, draft: Any) -> tuple[int, int]:
     return rows, max_draft
 
 
-def _check_targets(targets: Any, rows: int, max_draft: int, first: Any) -> jax.Array:
+def check_targets(targets: Any, rows: int, max_draft: int, first: Any) -> jax.Array:
+    """Tokens or logits of 1 + K places a row, or packed; ValueError or TypeError otherwise."""
     if hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.floating):
-        return _check_logits("targets", targets, rows, max_draft, first)
+        return check_logits("targets", targets, rows, max_draft, first)
     shape = check_array("targets", targets, jnp.int32, _check_first(first, rows, max_draft))
     _check_not_empty("targets", shape, rows)
     return jnp.asarray(targets)
 
 
-def _check_logits(name: str, logits: Any, rows: int, max_draft: int, first: Any) -> jax.Array:
+def check_logits(name: str, logits: Any, rows: int, max_draft: int, first: Any) -> jax.Array:
+    """Logits of 1 + K places a row, or packed; ValueError or TypeError otherwise."""
     is_float = hasattr(logits, "dtype") and jnp.issubdtype(logits.dtype, jnp.floating)
     dtype = logits.dtype if is_float else jnp.float32
     shape = check_array(name, logits, dtype, (*_check_first(first, rows, max_draft), "V"))

@@ -36,6 +36,7 @@ BAD = {
     "fused_copy": "--steps",
     "pool_insert": "--runs",
     "seqlens": "--repeats",
+    "weak_scaling": "--slots",
 }
 
 

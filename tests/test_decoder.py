@@ -513,10 +513,10 @@ def test_help_shows_the_contract_of_a_model():
         assert words in contract
 
 
-def compile_generate(sharding=None, *, automaton=False, **options):
+def compile_generate(sharding=None, *, automaton=False, pool=False, **options):
     """A generation as a user's jitted function holds it, compiled from shapes alone."""
 
-    def program(params, prompts, cache, state):
+    def program(params, prompts, cache, state, pool):
         return jax_sa.generate(
             toy_model.model,
             params,
@@ -525,6 +525,7 @@ def compile_generate(sharding=None, *, automaton=False, **options):
             cache,
             max_new_tokens=16,
             state=state,
+            pool=pool,
             **options,
         )
 
@@ -534,12 +535,13 @@ def compile_generate(sharding=None, *, automaton=False, **options):
             jnp.zeros((ROWS, 8), jnp.int32),
             toy_model.init_cache(ROWS, LARGE),
             jax_sa.init(ROWS, 2 * LARGE) if automaton else None,
+            jax_sa.init_pool(16 * LARGE) if pool else None,
         )
     )
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
     )
-    return jax.jit(program, donate_argnums=(2, 3)).lower(*shapes).compile(), shapes[2:]
+    return jax.jit(program, donate_argnums=(2, 3)).lower(*shapes).compile(), shapes[2:4]
 
 
 def assert_in_place(compiled, donated):
@@ -548,18 +550,21 @@ def assert_in_place(compiled, donated):
     copies.assert_in_place(compiled, donated, smallest=4 * SMALLEST_COPY, room=room)
 
 
-@pytest.mark.parametrize("mode", MODES)
+IN_PLACE = MODES | {"pool": {"automaton": True, "pool": True}}
+
+
+@pytest.mark.parametrize("mode", IN_PLACE)
 def test_in_place(mode):
-    """The branches of a step take the cache in turns, and never the automata."""
-    assert_in_place(*compile_generate(**MODES[mode]))
+    """The branches of a step take the cache in turns, and never the automata; a pool is read."""
+    assert_in_place(*compile_generate(**IN_PLACE[mode]))
 
 
 h100 = test_gpu_program.h100  # the fixture
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", IN_PLACE)
 def test_in_place_on_a_gpu(h100, mode):
-    assert_in_place(*compile_generate(h100, **MODES[mode]))
+    assert_in_place(*compile_generate(h100, **IN_PLACE[mode]))
 
 
 def test_the_check_sees_copies():
@@ -670,6 +675,19 @@ def test_steps_with_a_pool_are_those_of_generate():
     while not generation.finished.all():
         generation, _ = decoder.step(PARAMS, generation, pool=pool, groups=groups)
     jax.tree.map(np.testing.assert_array_equal, generation, whole)
+
+
+def test_calibration_for_a_pool_compiles_what_runs():
+    prompts, lengths = random_prompts(5, [12, 20])
+    decoder = jax_sa.Decoder(toy_model.model, max_draft=2)
+    given = {"max_new_tokens": 30, "pool": jax_sa.init_pool(64)}
+    cache, state = toy_model.init_cache(2, 256), jax_sa.init(2, 256)
+    costs, cache, state = decoder.calibrate(PARAMS, prompts, lengths, cache, state=state, **given)
+    programs = jax_sa.Decoder._run._cache_size()
+    buffers = {"state": state, "costs": costs}
+    done = decoder.generate(PARAMS, prompts, lengths, cache, **buffers, **given)
+    assert_greedy(done, prompts, lengths, [30] * 2)
+    assert jax_sa.Decoder._run._cache_size() == programs
 
 
 def test_a_pool_needs_automata():

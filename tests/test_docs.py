@@ -108,7 +108,21 @@ def test_examples_of_speed():
     assert names["done"].tokens.tolist() == [toy_model.greedy(prompts[0], 8)] * 5
 
 
+def test_examples_of_trees():
+    run("trees.md", {"jax_sa": jax_sa, "jnp": jnp})
+
+
 def test_examples_of_state(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run("state.md", {"jax_sa": jax_sa, "jnp": jnp, "secrets": secrets})
     assert names["invalid"].tolist() == [0, 0]
+
+
+def test_examples_of_pool():
+    names = run("pool.md", {"jax_sa": jax_sa, "jnp": jnp})
+    assert names["pool"].head.tolist() == [11 + 3 + 3]
+
+
+def test_examples_of_sharding():
+    names = run("sharding.md", {})
+    assert names["state"].length.tolist() == [4] * names["slots"]

@@ -3,48 +3,68 @@
 Needs the CUDA handlers and JAX's CUDA plugin, of jaxlib's own version, but no GPU.
 """
 
+import functools
 import pathlib
 import re
 
+import copies
 import jax
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from metadata_programs import (
     METADATA_PROGRAMS,
     assert_copies_in_place,
     compile_metadata_program,
 )
 from programs import (
+    CAPACITY,
     POOL_PROGRAMS,
     PROGRAMS,
+    PROMPT,
+    SLOTS,
     assert_in_place,
     assert_pool_in_place,
     compile_insert,
     compile_pool_program,
     compile_program,
+    compile_prompt,
     housekeeping,
+    prompt_workspace,
+    scan,
+    while_loop,
 )
 from requirements import unavailable
 
-from jax_sa import _targets
+import jax_sa
+from jax_sa import _prefill, _targets
 
 TARGET = pathlib.Path(__file__).parent / "support" / "h100.txtpb"
 
 
-@pytest.fixture(scope="module")
-def h100():
+def find_devices(topology, **options):
+    """A mesh of H100s that are not there."""
     cuda = next(platform for platform in _targets.platforms() if platform.name == "CUDA")
     if cuda.problem:
         unavailable(f"the CUDA handlers are {cuda.problem}")
     try:
-        topology = topologies.get_topology_desc(
-            platform="cuda", target_config=TARGET.read_text(), topology="1x1x1"
+        described = topologies.get_topology_desc(
+            platform="cuda", target_config=TARGET.read_text(), topology=topology
         )
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
         unavailable(f"JAX's CUDA plugin is missing: {str(error).splitlines()[0]}")
-    return NamedSharding(Mesh(np.array(topology.devices), ("device",)), PartitionSpec())
+    return Mesh(np.array(described.devices), ("device",), **options)
+
+
+@pytest.fixture(scope="module")
+def h100():
+    return NamedSharding(find_devices("1x1x1"), PartitionSpec())
+
+
+@pytest.fixture(scope="module")
+def two_h100():
+    return find_devices("1x1x2")
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
@@ -78,12 +98,51 @@ def test_insert_in_place_and_captured(h100, tmp_path):
     assert_captured(tmp_path)
 
 
+def test_long_rows_in_place_and_captured(h100, tmp_path):
+    """With a workspace of bounded size, and the state where it is."""
+    compiled = compile_prompt(h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
+    workspace = prompt_workspace()
+    assert workspace < 112 * _prefill.capacity(SLOTS, PROMPT, CAPACITY) + 2**19
+    assert_in_place(compiled, workspace=workspace)
+    assert "jax_sa_prefill" in compiled.as_text()
+    assert_captured(tmp_path)
+
+
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
+def test_long_rows_on_two_gpus(axes):
+    """Each builds the texts of its own slots, and nothing is communicated."""
+    mesh = find_devices("1x1x2", axis_types=(axes,))
+    compiled = compile_prompt(NamedSharding(mesh, PartitionSpec("device")))
+    program = compiled.as_text()
+    assert "jax_sa_prefill" in program
+    assert not re.search(r"all-(reduce|gather|to-all)|collective-permute| copy\(", program)
+    assert compiled.memory_analysis().temp_size_in_bytes < prompt_workspace() + 2**20
+
+
 @pytest.mark.parametrize("program", METADATA_PROGRAMS, ids=lambda program: program.__name__)
 def test_metadata_in_place_and_captured(h100, program, tmp_path):
     compiled = compile_metadata_program(
         program, h100, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1
     )
     assert_copies_in_place(compiled)
+    assert_captured(tmp_path)
+
+
+@pytest.mark.parametrize("program", [scan, while_loop], ids=lambda program: program.__name__)
+def test_split_over_two(two_h100, program, tmp_path):
+    """No collective and no copy, and each device's loop still becomes a CUDA graph."""
+    compiled = compile_program(
+        program,
+        NamedSharding(two_h100, PartitionSpec("device")),
+        xla_dump_to=str(tmp_path),
+        xla_gpu_graph_min_graph_size=1,
+    )
+    eighth = jax_sa.get_state_size(CAPACITY) // 8
+    part = jax.eval_shape(functools.partial(jax_sa.init, SLOTS // 2, CAPACITY))
+    copies.assert_in_place(compiled, part, smallest=eighth, room=eighth)
+    found = re.findall(r" (all-\w+|collective-\w+)(?:-start)?\(", compiled.as_text())
+    # Whether some slot goes on is for all devices together to say.
+    assert set(found) <= ({"all-reduce"} if program is while_loop else set())
     assert_captured(tmp_path)
 
 

@@ -14,7 +14,9 @@ from programs import (
     compile_insert,
     compile_pool_program,
     compile_program,
+    compile_prompt,
     decode_step,
+    prompt_workspace,
 )
 
 import jax_sa
@@ -34,6 +36,11 @@ def test_no_copy_of_a_pool(program):
 @pytest.mark.parametrize("index", ["automaton", "scan"])
 def test_no_copy_in_insert(index):
     assert_in_place(compile_insert(index=index), index)
+
+
+def test_no_copy_in_a_prompt():
+    workspace = prompt_workspace() if jax.default_backend() == "gpu" else 0
+    assert_in_place(compile_prompt(), workspace)
 
 
 def test_the_check_sees_copies():

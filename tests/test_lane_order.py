@@ -115,3 +115,28 @@ def test_any_order_leaves_the_same_pool(library, capacity, seed):
                 )
             ),
         ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_order_gives_the_same_tree(library, seed):
+    generator = np.random.default_rng(seed)
+    text, other = generator.integers(0, 4, (2, 200), dtype=np.int32)
+    pool = jax_sa.insert(
+        jax_sa.init_pool(256), jnp.asarray(other[None]), jnp.full(1, 200, jnp.int32)
+    )
+    ring = jax.tree.map(np.array, pool)
+    rings = (ctypes.c_void_p * 4)(*map(pointer, jax.tree.leaves(ring)))
+    state = jax_sa.init(1, 200)
+    for n in range(0, 200, 5):
+        block = jnp.asarray(text[None, n : n + 5])
+        state = jax_sa.extend(state, block, jnp.full(1, 5, jnp.int32))
+        slot = jax.tree.map(np.array, state)
+        leaves = (ctypes.c_void_p * 10)(*map(pointer, jax.tree.leaves(slot)))
+        nodes = 1 + 9 * (n % 4)
+        tree = np.full(5 * nodes + 1, -9, np.int32)
+        library.lookup_tree(
+            *(leaves, 200, slot.edges.shape[1], rings, 256, pointer(tree), nodes, seed + n)
+        )
+        expected = jax_sa.lookup_tree(state, max_nodes=nodes, pool=pool)
+        fields = [np.asarray(field[0]).ravel() for field in jax.tree.leaves(expected)]
+        np.testing.assert_array_equal(tree, np.concatenate(fields))

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from llama import attention, attention_kernel
 
+import jax_sa
+
 LAYERS, PAGES, GROUPS, PAGE_SIZE = 3, 40, 2, 8
 TABLE = np.full((4, 12), PAGES, np.int32)  # of rows that have 12, 5, 0 and 9 pages
 for row, (start, stop) in enumerate([(1, 13), (13, 18), (18, 18), (18, 27)]):
@@ -22,6 +24,30 @@ BLOCKS = {  # of rows and positions
 }
 
 
+# Of the block "drafts" as trees: the token that each node follows; the others are no nodes.
+PARENTS = {1: 0, 2: 1, 3: 2, 4: 0, 5: 4, 6: 1, 7: 6, 8: 4, 12: 11, 13: 11, 14: 13, 15: 12}
+
+
+def tree_of_drafts():
+    """The `TreeBlock` of these, and the tokens that each token attends to of its row's tree."""
+    rows, positions = BLOCKS["drafts"]
+    start, nodes = np.array(positions) + 1, np.zeros((len(rows), 9), bool)
+    seen = {}
+    for token in range(len(rows)):
+        root = up = token
+        seen[token] = set()
+        while up in PARENTS:
+            seen[token].add(up)
+            root = up = PARENTS[up]
+        if token in PARENTS:
+            start[token] = positions[root] + 1
+            for node in seen[token]:
+                nodes[token, positions[node] - start[token]] = True
+    text_positions = start - 1 + nodes.sum(axis=1)
+    fields = (jnp.asarray(text_positions, jnp.int32), jnp.asarray(start, jnp.int32))
+    return jax_sa.TreeBlock(*fields, jnp.asarray(nodes)), seen
+
+
 def draw(seed, *shape):
     return jnp.asarray(np.random.RandomState(seed).normal(size=shape).astype(np.float32))
 
@@ -30,9 +56,10 @@ def cache(seed, head_dim):
     return draw(seed, LAYERS, PAGES, GROUPS, PAGE_SIZE, head_dim)
 
 
-def make_block(name, shared, keys, *, width=None):
+def make_block(name, shared, keys, *, width=None, tree=None):
     rows, positions = (jnp.asarray(x, jnp.int32) for x in BLOCKS[name])
-    block = attention.make_block(rows, positions, jnp.asarray(TABLE), ((keys,), (keys,)), shared)
+    memory = ((keys,), (keys,))
+    block = attention.make_block(rows, positions, jnp.asarray(TABLE), memory, shared, tree=tree)
     if width is None:
         return block
     index = jnp.arange(rows.size, dtype=jnp.int32)
@@ -43,7 +70,7 @@ def make_block(name, shared, keys, *, width=None):
     return dataclasses.replace(block, firsts=firsts, tile=tile, width=width)
 
 
-def expected(name, q, keys, values, layer):
+def expected(name, q, keys, values, layer, hidden=None):
     """The slow, obvious attention; None for padding."""
     q, keys, values = map(np.asarray, (q, keys, values))
     for token, (row, position) in enumerate(zip(*BLOCKS[name], strict=True)):
@@ -51,7 +78,11 @@ def expected(name, q, keys, values, layer):
         if not 0 <= row < len(TABLE):
             yield None
             continue
-        places = [(TABLE[row, p // PAGE_SIZE], p % PAGE_SIZE) for p in range(position + 1)]
+        places = [
+            (TABLE[row, p // PAGE_SIZE], p % PAGE_SIZE)
+            for p in range(position + 1)
+            if hidden is None or p not in hidden[token]
+        ]
         for group in range(q.shape[1]):
             own_keys = np.stack([keys[layer, page, group, place] for page, place in places])
             own_values = np.stack([values[layer, page, group, place] for page, place in places])
@@ -62,8 +93,8 @@ def expected(name, q, keys, values, layer):
         yield out
 
 
-def assert_as_expected(got, name, q, keys, values, layer):
-    for token, wanted in enumerate(expected(name, q, keys, values, layer)):
+def assert_as_expected(got, name, q, keys, values, layer, hidden=None):
+    for token, wanted in enumerate(expected(name, q, keys, values, layer, hidden)):
         if wanted is not None:
             np.testing.assert_allclose(got[token], wanted, atol=1e-5, rtol=1e-5)
 
@@ -94,6 +125,40 @@ def test_the_kernel(name, shared, parts):
         q, keys, values, layer, block, parts=parts, interpret=True
     )
     assert_as_expected(got, name, q, keys, values, 2)
+
+
+def hidden_places(seen):
+    """Of each token the places of its row's nodes that it does not attend to."""
+    rows, positions = BLOCKS["drafts"]
+    return {
+        token: {positions[n] for n in PARENTS if rows[n] == rows[token] and n not in seen[token]}
+        for token in seen
+    }
+
+
+@pytest.mark.parametrize("width", [None, 1, 4])
+def test_plain_attention_to_trees(width):
+    tree, seen = tree_of_drafts()
+    keys, values, q = cache(1, 8), cache(2, 8), draw(3, len(seen), GROUPS, 2, 8)
+    block = make_block("drafts", 2, keys, width=width, tree=tree)
+    layer = jnp.asarray(1, jnp.int32)
+    with jax.default_matmul_precision("highest"):
+        got = jax.jit(attention.plain_attention)(q, keys, values, layer, block)
+    assert_as_expected(got, "drafts", q, keys, values, 1, hidden_places(seen))
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("shared", [1, 3])
+def test_the_kernel_attends_to_trees(shared, parts):
+    tree, seen = tree_of_drafts()
+    keys, values, q = cache(1, 16), cache(2, 16), draw(3, len(seen), GROUPS, shared, 16)
+    width = attention_kernel.tile_width(1, shared)
+    block = make_block("drafts", shared, keys, width=width, tree=tree)
+    layer = jnp.asarray(2, jnp.int32)
+    got = attention_kernel.paged_attention(
+        q, keys, values, layer, block, parts=parts, interpret=True
+    )
+    assert_as_expected(got, "drafts", q, keys, values, 2, hidden_places(seen))
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -32,6 +32,8 @@ PUBLIC = {
     *("read_tokens", "build_on_host", "insert"),
     *("Pool", "init_pool", "get_pool_size", "insert_slots", "Source"),
     *("SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"),
+    *("DraftTree", "ROOT", "lookup_tree", "extend_lookup_tree", "tree_mask"),
+    *("accept_tree_greedy", "accept_tree_sampled", "TreeBlock", "move_entries"),
     *("accept_greedy", "accept_sampled", "merge_drafts", "Accepted", "Sampling"),
     *("share_budget", "pack", "Packed"),
     *("generate", "Generation", "Decoder", "NeuralDrafter", "Calibration"),
@@ -46,7 +48,8 @@ PUBLIC = {
 def test_the_public_names_are_listed_and_documented():
     exported = set(re.findall(r"import (\w+) as \1\n", pathlib.Path(jax_sa.__file__).read_text()))
     assert exported == PUBLIC
-    for name in PUBLIC - {"DRAFT_FILL", "SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"}:
+    constants = {"DRAFT_FILL", "ROOT", "SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"}
+    for name in PUBLIC - constants:
         assert getattr(jax_sa, name).__doc__
 
 
@@ -95,6 +98,7 @@ OPS = {
     *("extend", "lookup", "extend_lookup", "reset", "copy_slots"),
     *("validate", "read_tokens", "insert", "pool_insert", "pool_insert_slots"),
     *("scan_extend", "scan_lookup", "scan_extend_lookup"),
+    *("lookup_tree", "extend_lookup_tree"),
 }
 
 

@@ -292,6 +292,17 @@ def test_calibration_measures_every_width():
     assert_plain(done)
 
 
+def test_calibration_for_a_pool_compiles_what_runs_and_leaves_the_pool():
+    pool = decode(pool=jax_sa.init_pool(1024), costs=FORCED).pool
+    before = jax.tree.map(np.array, pool)
+    measured = calibrate(pool=pool)
+    jax.tree.map(np.testing.assert_array_equal, pool, before)
+    programs = jax_sa.PackedDecoder._run._cache_size()
+    buffers = {"cache": measured.cache, "state": measured.state, "pool": pool}
+    assert_plain(decode(costs=measured.costs, **buffers))
+    assert jax_sa.PackedDecoder._run._cache_size() == programs
+
+
 def test_calibration_with_answers_that_end_at_once_is_an_error():
     def model(params, tokens, rows, positions, cache):
         return jax.nn.one_hot(0 * tokens + STOP, VOCABULARY), cache

@@ -41,25 +41,26 @@ IN_PLACE = jax_sa.PackedDecoder(writing_model, max_draft=2, budget=16)
 
 
 def buffers(paged, drafts):
+    """Cache, state and pool; `drafts` says where drafts come from, if they do."""
     cache = packed_model.row_cache(ROWS, LARGE)
     if paged:
         cache = packed_model.paged_cache(ROWS, ROWS * LARGE // 64, 64, 64)
-    return cache, jax_sa.init(ROWS, 2 * LARGE) if drafts else None
+    state = jax_sa.init(ROWS, 2 * LARGE) if drafts else None
+    return cache, state, jax_sa.init_pool(16 * LARGE) if drafts == "pool" else None
 
 
 def compile_generate(sharding, paged, drafts):
     """All prompts as a user's jitted function holds them, compiled from shapes alone."""
 
-    def program(params, prompts, lengths, cache, state):
-        return IN_PLACE.generate(
-            params, prompts, lengths, cache, rows=ROWS, max_new_tokens=16, state=state
-        )
+    def program(params, prompts, lengths, cache, state, pool):
+        options = {"rows": ROWS, "max_new_tokens": 16, "state": state, "pool": pool}
+        return IN_PLACE.generate(params, prompts, lengths, cache, **options)
 
     lengths = jnp.zeros(9, jnp.int32)
     return compile_program(
         program,
         lambda: (PARAMS, jnp.zeros((9, 32), jnp.int32), lengths, *buffers(paged, drafts)),
-        (3, 4),
+        (3, 4, 5),
         sharding,
     )
 
@@ -73,12 +74,16 @@ def compile_step(sharding, paged, drafts):
         return rows, step
 
     def arguments():
-        cache, state = buffers(paged, drafts)
-        rows = IN_PLACE.init(cache, rows=ROWS, max_prompt=32, state=state)
+        cache, state, pool = buffers(paged, drafts)
+        rows = IN_PLACE.init(cache, rows=ROWS, max_prompt=32, state=state, pool=pool)
         return PARAMS, rows, jnp.zeros((ROWS, 32), jnp.int32), jnp.zeros(ROWS, jnp.int32)
 
     compiled, (rows,) = compile_program(program, arguments, (1,), sharding)
-    return compiled, (rows.cache, rows.state)  # of the small arrays, some are not even read
+    return compiled, (
+        rows.cache,
+        rows.state,
+        rows.pool,
+    )  # of the small arrays, some are not even read
 
 
 def compile_program(program, arguments, donated, sharding):
@@ -96,10 +101,12 @@ def assert_in_place(compiled, donated):
 
 
 PROGRAMS = [
-    (compile_generate, True, True),
-    (compile_generate, False, True),
-    (compile_generate, True, False),
-    (compile_step, True, True),
+    (compile_generate, True, "automata"),
+    (compile_generate, False, "automata"),
+    (compile_generate, True, None),
+    (compile_generate, True, "pool"),
+    (compile_step, True, "automata"),
+    (compile_step, True, "pool"),
 ]
 
 

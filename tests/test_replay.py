@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference
 import texts
+import tree_reference
 from calls import reference_of
 from pool_reference import NO_HIT, Group
 
@@ -137,6 +138,36 @@ def test_replay_with_a_pool_equals_the_slow_loop(options, responses_only, num_sl
     assert sum(result.sources["pool"].accepted for result in results) > 20
 
 
+@pytest.mark.parametrize("options", [{}, {"draft_factor": 1.5}, {"max_match": 4}])
+@pytest.mark.parametrize("num_slots", [1, 3])
+def test_replay_of_trees_equals_the_slow_loop(options, num_slots):
+    given = some_traces()
+    results = replay.replay_traces(given, num_slots=num_slots, max_nodes=9, max_draft=7, **options)
+    for result in results:
+        slow = slow_replay_of_trees(result.trace, **options)
+        assert (result.steps, result.drafted, result.accepted) == slow
+
+
+def slow_replay_of_trees(trace, draft_factor=None, **options):
+    """Steps, nodes and accepted nodes."""
+    text = trace.tokens.tolist()
+    automaton = reference_of(text[: trace.prompt_length], len(text))
+    counts = np.zeros(3, int)
+    while left := text[len(automaton.text) :]:
+        candidates = tree_reference.candidates(automaton, 7, **options)
+        nodes = tree_reference.tree(candidates, 9, draft_factor)
+        confirmed, at = 0, -1
+        while confirmed < len(left):
+            next_nodes = [i for i, n in enumerate(nodes) if n[:2] == (left[confirmed], at)]
+            if not next_nodes:
+                break
+            confirmed, at = confirmed + 1, next_nodes[0]
+        counts += (1, len(nodes), confirmed)
+        for token in left[: confirmed + 1]:
+            automaton.append(token)
+    return tuple(counts.tolist())
+
+
 def test_replay_checks_its_arguments():
     given = some_traces()[:1]
     for arguments, options, error, message in [
@@ -145,6 +176,7 @@ def test_replay_checks_its_arguments():
         (given, {"max_draft": 2**31 - 1}, ValueError, "max_draft: expected an int"),
         (given, {"min_match": 1.5}, TypeError, "min_match: expected an int"),
         (given, {"longest": 3}, TypeError, "longest"),
+        (given, {"max_nodes": 0}, ValueError, "max_nodes: expected an int"),
     ]:
         with pytest.raises(error, match=message):
             replay.replay_traces(arguments, **options)
@@ -312,6 +344,7 @@ def test_command(tmp_path, capsys):
         (["--slots", "0"], "--slots: expected an int"),
         (["--pool", "0"], "--pool: capacity: expected an int in [4,"),
         (["--pool", "1022"], "--pool: capacity: expected a multiple of 4, got 1022"),
+        (["--tree", "0"], "--tree: expected an int in [1, 1024], got 0"),
         (["--pool-responses-only"], "--pool-responses-only: expected --pool, got none"),
         (["--limit", "-2"], "--limit: expected an int"),
         (["--tokenizer", "x.json"], "--tokenizer: expected TRACES"),

@@ -3,7 +3,6 @@
 On several GPUs where there are, else on virtual CPU devices.
 """
 
-import contextlib
 import dataclasses
 import functools
 import re
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from copies import assert_in_place
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from meshes import MESHES, make_mesh
 from op_calls import (
     ADDING,
     CAPACITY,
@@ -32,22 +32,6 @@ import jax_sa
 
 COLLECTIVES = r" (all-\w+|collective-\w+|reduce-scatter|ragged-all-to-all)(-start)?\("
 EIGHTH = jax_sa.get_state_size(CAPACITY) // 8
-
-MESHES = {
-    "auto": ((4,), ("data",), AxisType.Auto),
-    "explicit": ((4,), ("data",), AxisType.Explicit),
-    "auto 2x2": ((2, 2), ("data", "model"), AxisType.Auto),
-    "explicit 2x2": ((2, 2), ("data", "model"), AxisType.Explicit),
-}
-
-
-def make_mesh(name="auto"):
-    shape, axes, kind = MESHES[name]
-    devices = jax.devices() if len(jax.devices()) > 1 else jax.local_devices(backend="cpu")
-    if len(devices) < 4:  # two GPUs
-        shape = (2,) if len(shape) == 1 else (2, 1)
-    count = int(np.prod(shape))
-    return jax.make_mesh(shape, axes, axis_types=(kind,) * len(axes), devices=devices[:count])
 
 
 @pytest.fixture(params=list(MESHES))
@@ -402,10 +386,3 @@ def test_copies_of_replicated_buffers(mesh):
     compiled = copy.lower(*placed).compile()
     assert not collectives(compiled)
     equal(compiled(*placed), expected)
-
-
-@contextlib.contextmanager
-def explicit_mesh(mesh):
-    """JAX asks for the mesh of Explicit axes around code that makes arrays."""
-    with jax.set_mesh(mesh) if AxisType.Explicit in mesh.axis_types else contextlib.nullcontext():
-        yield

@@ -92,15 +92,3 @@ def test_slots_over_devices():
     assert not np.any(invalid)
     np.testing.assert_array_equal(limited.length, np.minimum(whole.length, 2))
     np.testing.assert_array_equal(read, text)
-
-
-def test_export(tmp_path):
-    """A lookup exported for CPU and CUDA at once, serialised and called again."""
-    state = extend(jax_sa.init(1, 8), [[1, 2, 1]])
-    draft = functools.partial(jax_sa.lookup, max_draft=2)
-    allowed = [jax.export.DisabledSafetyCheck.custom_call("jax_sa_lookup")]
-    exported = jax.export.export(
-        jax.jit(draft), platforms=("cpu", "cuda"), disabled_checks=allowed
-    )(state)
-    assert {"cpu", "cuda"} == set(exported.platforms)
-    assert exported.call(state).tokens.tolist() == [[2, 1]]

@@ -1,5 +1,8 @@
 """Attention of a flat block of tokens, of any rows, to what their rows have in the cache.
 
+The tokens of a block may be trees: then what each attends to of the block is told apart from where
+it is written (`jax_sa.TreeBlock`).
+
 The keys and values of a row are in pages: position p is in the row's page p // S, at place p % S.
 A cache without pages is one of a single large page a row. Every token of the block is written
 first; then each attends to the places of its row up to its own. What a page holds beyond, of
@@ -21,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+import jax_sa
 from llama.weights import AXIS
 
 Memory = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
@@ -57,10 +61,17 @@ class Block:
     """int32[I] the first token of each tile; T for a tile without tokens."""
     tile: jax.Array
     """int32[T] of each token; means nothing for padding."""
+    tree: jax_sa.TreeBlock | None
+    """What the tokens attend to where the block holds trees, [T, ...]; None where it holds none."""
     width: int = dataclasses.field(metadata={"static": True})
     """W."""
     is_dense: bool = dataclasses.field(metadata={"static": True})
     """Whether row b has page b alone, and the block T / B tokens of each row."""
+
+    @property
+    def text_positions(self) -> jax.Array:
+        """int32[T] tokens of its row's text before each token, which the rotary embedding wants."""
+        return self.positions if self.tree is None else self.tree.positions
 
 
 def make_block(
@@ -71,8 +82,9 @@ def make_block(
     shared: int,
     *,
     is_dense: bool = False,
+    tree: jax_sa.TreeBlock | None = None,
 ) -> Block:
-    """The block of tokens at `positions` of `rows`, int32[T] both.
+    """The block of tokens that are written at `positions` of `rows`, int32[T] both.
 
     Args:
       rows: of the tokens; what is not 0..B-1 is padding.
@@ -81,6 +93,7 @@ def make_block(
       memory: of the cache.
       shared: R.
       is_dense: whether row b has page b alone, and the block T / B tokens of each row.
+      tree: of a block that holds trees, [T, ...].
     """
     _, num_pages, _, size, head_dim = memory[0][0].shape
     num_rows, max_pages = pages.shape
@@ -109,6 +122,7 @@ def make_block(
         place=positions % size,
         firsts=firsts,
         tile=tile,
+        tree=tree,
         width=width,
         is_dense=is_dense,
     )
@@ -201,7 +215,6 @@ def plain_attention(
     tokens = jnp.minimum(tokens, q.shape[0] - 1)
     # [I, G, R, W, H]: the query heads of a group are rows of one product.
     queries = jnp.transpose(q[tokens], (0, 2, 3, 1, 4))
-    positions = block.positions[tokens][:, None, None, :, None]
     rows = block.rows[tokens[:, 0]]
     width = _chunk_width(keys.shape[3], block)
 
@@ -212,7 +225,7 @@ def plain_attention(
         scores = jnp.einsum(
             "igrwh,igch->igrwc", queries, own_keys, preferred_element_type=jnp.float32
         )
-        seen = (place >= i * width) & (place <= positions)
+        seen = (place >= i * width) & _is_seen(place, tokens, block)
         scores = jnp.where(seen, scores / math.sqrt(q.shape[-1]), LOW)
         new = jnp.maximum(highest, jnp.max(scores, axis=-1, keepdims=True))
         kept, share = jnp.exp(highest - new), jnp.exp(scores - new)
@@ -236,6 +249,21 @@ def plain_attention(
     out = jnp.transpose(out / total, (0, 3, 1, 2, 4)).astype(q.dtype)
     index = jnp.arange(q.shape[0], dtype=jnp.int32)
     return out.at[block.tile, index - block.firsts[block.tile]].get(mode="clip")
+
+
+def _is_seen(place: jax.Array, tokens: jax.Array, block: Block) -> jax.Array:
+    """bool[I, 1, 1, W, C] whether `tokens` int32[I, W] attend to places int32[1, 1, 1, 1, C]."""
+
+    def along_lines(of_tokens: jax.Array) -> jax.Array:
+        return of_tokens[tokens][:, None, None, :, None]
+
+    if block.tree is None:
+        return place <= along_lines(block.positions)
+    node = place - along_lines(block.tree.start)
+    max_nodes = block.tree.nodes.shape[1]
+    nodes = block.tree.nodes[tokens][:, None, None]
+    attends = jnp.take_along_axis(nodes, jnp.clip(node, 0, max_nodes - 1), axis=-1)
+    return (node < 0) | (attends & (node < max_nodes))
 
 
 def _chunk_width(size: int, block: Block) -> int:

@@ -72,14 +72,17 @@ def paged_attention(
     shapes = [jax.ShapeDtypeStruct((parts, *of_rows, head_dim), q.dtype if whole else jnp.float32)]
     if not whole:
         shapes += [jax.ShapeDtypeStruct((parts, *of_rows), jnp.float32)] * 2
+    tree = ()
+    if block.tree is not None:
+        tree = (block.tree.start, block.tree.nodes.astype(jnp.int32))
     found = pl.pallas_call(
-        functools.partial(_kernel, width=block.width, parts=parts),
+        functools.partial(_kernel, width=block.width, parts=parts, has_tree=bool(tree)),
         grid=(tiles, groups, parts),
         out_shape=shapes,
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
         interpret=interpret,
         name="paged_attention",
-    )(layer[None], block.firsts, block.rows, block.positions, block.pages, q, keys, values)
+    )(layer[None], block.firsts, block.rows, block.positions, block.pages, q, keys, values, *tree)
     return found[0][0] if whole else _join(*found).astype(q.dtype)
 
 
@@ -91,9 +94,10 @@ def _join(out: jax.Array, highest: jax.Array, total: jax.Array) -> jax.Array:
 
 
 def _kernel(
-    layer_ref, firsts_ref, rows_ref, positions_ref, pages_ref, q_ref, k_ref, v_ref, out_ref, *found,
-    width, parts,
+    layer_ref, firsts_ref, rows_ref, positions_ref, pages_ref, q_ref, k_ref, v_ref, *refs,
+    width, parts, has_tree,
 ):  # fmt: skip
+    tree, (out_ref, *found) = (refs[:2], refs[2:]) if has_tree else ((), refs)
     total, _, shared, head_dim = q_ref.shape
     num_pages, size = k_ref.shape[1], k_ref.shape[3]
     max_pages = pages_ref.shape[1]
@@ -107,6 +111,7 @@ def _kernel(
     is_in = (first + member < total) & (member < width)
     is_in &= triton.load(rows_ref.at[token]) == row
     position = jnp.where(is_in, triton.load(positions_ref.at[token]), -1)
+    is_seen = _is_seen(*tree, token, is_in) if tree else lambda place: place <= position[:, None]
     # An array for every axis of what is read: a slice is not possible in all modes of Pallas.
     lane = jnp.arange(head_dim, dtype=jnp.int32)[None]
     q = triton.load(
@@ -135,7 +140,7 @@ def _kernel(
         k = triton.load(k_ref.at[at], mask=is_there[:, None], other=0)
         v = triton.load(v_ref.at[at], mask=is_there[:, None], other=0)
         scores = product(q, k, (((1,), (1,)), ((), ()))) * scale
-        scores = jnp.where(place[None] <= position[:, None], scores, LOW)
+        scores = jnp.where(is_seen(place[None]), scores, LOW)
         new = jnp.maximum(highest, jnp.max(scores, axis=1))
         kept, share = jnp.exp2(highest - new), jnp.exp2(scores - new[:, None])
         sums = sums * kept + jnp.sum(share, axis=1)
@@ -158,3 +163,17 @@ def _kernel(
     triton.store(out_ref.at[at], out.astype(out_ref.dtype), mask=is_in[:, None])
     for ref, value in zip(found, (highest * math.log(2), sums), strict=False):
         triton.store(ref.at[part, token, group, head], value, mask=is_in)
+
+
+def _is_seen(start_ref, nodes_ref, token, is_in):
+    """Whether the tokens of the lines attend to places [1, C], of trees."""
+    start = jnp.where(is_in, triton.load(start_ref.at[token]), 0)
+
+    def is_seen(place):
+        node = place - start[:, None]
+        is_node = (node >= 0) & (node < nodes_ref.shape[1])
+        at = (token[:, None], jnp.where(is_node, node, 0))
+        attends = triton.load(nodes_ref.at[at], mask=is_node, other=0) > 0
+        return (node < 0) | (is_node & attends)
+
+    return is_seen

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import jax_sa
 from llama import weights
 from llama.attention import Attend, Block, Memory, cached_attention, make_block
 from llama.config import Config, Llama3Rope
@@ -41,6 +42,12 @@ class Cache:
     """[B, N, D] the hidden states that an MTP module reads; None without one."""
     mesh: Mesh | None = dataclasses.field(metadata={"static": True})
     """The devices that share the model; None for one."""
+
+    def move(self, start: jax.Array, path: jax.Array) -> "Cache":
+        """The cache with the entries of accepted paths in order: see `jax_sa.Decoder`."""
+        keys, values = jax_sa.move_entries((self.keys, self.values), start, path, axes=(1, 3))
+        hidden = jax_sa.move_entries(self.hidden, start, path, axes=(0, 1))
+        return dataclasses.replace(self, keys=keys, values=values, hidden=hidden)
 
 
 def init_cache(
@@ -84,7 +91,11 @@ def init_memory(
 
 
 def apply(
-    config: Config, params: dict[str, Any], tokens: jax.Array, cache: Cache
+    config: Config,
+    params: dict[str, Any],
+    tokens: jax.Array,
+    cache: Cache,
+    tree: jax_sa.TreeBlock | None = None,
 ) -> tuple[jax.Array, Cache]:
     """The logits float32[B, T, V] after each token of a block, and the cache with it written.
 
@@ -93,10 +104,11 @@ def apply(
       params: as `weights.fuse` lays them out.
       tokens: int32[B, T].
       cache: of B slots.
+      tree: of a block that holds trees, [B, T, ...].
     """
     positions = block_positions(cache.length, tokens.shape[1])
     memory = (cache.keys, cache.values)
-    block = dense_block(config, positions, memory)
+    block = dense_block(config, positions, memory, tree)
     x, (keys, values) = forward(config, params, tokens.ravel(), block, memory, cache.mesh)
     x = x.reshape(*tokens.shape, -1)
     hidden = cache.hidden
@@ -106,12 +118,16 @@ def apply(
     return unembed(params, x), cache
 
 
-def dense_block(config: Config, positions: jax.Array, memory: Memory) -> Block:
+def dense_block(
+    config: Config, positions: jax.Array, memory: Memory, tree: jax_sa.TreeBlock | None = None
+) -> Block:
     """The block of tokens at `positions` int32[B, T], in a cache without pages."""
     slots = jnp.arange(positions.shape[0], dtype=jnp.int32)
     rows = jnp.broadcast_to(slots[:, None], positions.shape).ravel()
     shared = config.num_heads // config.num_kv_heads
-    return make_block(rows, positions.ravel(), slots[:, None], memory, shared, is_dense=True)
+    tree = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+    pages = slots[:, None]
+    return make_block(rows, positions.ravel(), pages, memory, shared, is_dense=True, tree=tree)
 
 
 def forward(
@@ -133,7 +149,7 @@ def forward(
       mesh: the devices that share the model; None for one.
     """
     attend = cached_attention(block, mesh)
-    return decode(config, params, params["embed"][tokens], block.positions, attend, memory)
+    return decode(config, params, params["embed"][tokens], block.text_positions, attend, memory)
 
 
 def decode(

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import jax_sa
 from jax_sa.cache_schema import PADDING_PAGE, BlockTable, init_block_table
 from llama import model
 from llama.attention import make_block
@@ -36,6 +37,13 @@ class PackedCache:
     """Slot b + 1 is row b's; slot 0 is padding."""
     mesh: Mesh | None = dataclasses.field(metadata={"static": True})
     """The devices that share the model; None for one."""
+
+    def move(self, start: jax.Array, path: jax.Array) -> "PackedCache":
+        """The cache with the entries of accepted paths in order: see `jax_sa.PackedDecoder`."""
+        entries = (self.keys, self.values)
+        pages = self.block_table.pages[1:]
+        keys, values = jax_sa.move_entries(entries, start, path, axes=(1, 3), pages=pages)
+        return dataclasses.replace(self, keys=keys, values=values)
 
 
 def init_packed_cache(
@@ -77,6 +85,7 @@ def apply_packed(
     rows: jax.Array,
     positions: jax.Array,
     cache: PackedCache,
+    tree: jax_sa.TreeBlock | None = None,
 ) -> tuple[Callable[[jax.Array], jax.Array], PackedCache]:
     """Reads a packed block, and keeps what it must remember of it in the rows' pages.
 
@@ -88,6 +97,7 @@ def apply_packed(
         and whose logits mean nothing.
       positions: int32[T], ascending in a row. What has no page is not kept.
       cache: of B rows.
+      tree: of a block that holds trees, [T, ...].
 
     Returns:
       `logits(places)`, a function of places int32[A] of the block, which gives the logits
@@ -98,7 +108,7 @@ def apply_packed(
     pages = cache.block_table.pages[1:]
     pages = jnp.where(pages == PADDING_PAGE, cache.keys[0].shape[1], pages)
     shared = config.num_heads // config.num_kv_heads
-    block = make_block(rows, positions, pages, memory, shared)
+    block = make_block(rows, positions, pages, memory, shared, tree=tree)
     x, (keys, values) = model.forward(config, params, tokens, block, memory, cache.mesh)
 
     def logits(places: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from jax_sa.cli.encoder import load_encoder
 from jax_sa.cli.output import json_file, show
 from jax_sa.cli.progress import ProgressBar
 from jax_sa.cli.table import format_table
+from jax_sa.draft_tree import MAX_NODES
 from jax_sa.pool import get_pool_size
 from jax_sa.replay import Replayed, replay_traces, summarize
 from jax_sa.state import INDEXES
@@ -83,6 +84,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--pool-responses-only", action="store_true", help="keep prompts out of the pool"
     )
+    parser.add_argument(
+        "--tree",
+        type=int,
+        metavar="N",
+        help="draft trees that fill N nodes, with at most F of --draft-factor",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N texts")
     parser.add_argument(
         "--tokenizer",
@@ -103,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     if args.pool_responses_only and args.pool is None:
         raise ValueError("--pool-responses-only: expected --pool, got none")
     pool = {} if args.pool is None else {"pool_capacity": _pool_capacity(args.pool)}
+    tree = {} if args.tree is None else {"max_nodes": check_int("--tree", args.tree, 1, MAX_NODES)}
     options = {
         "max_draft": args.max_draft,
         "min_match": args.min_match,
@@ -111,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
         "draft_factor": args.draft_factor,
         "periodic": not args.no_periodic,
         **pool,
+        **tree,
         **({"pool_responses_only": True} if args.pool_responses_only else {}),
     }
     with json_file("--json", args.json) as write_json:

@@ -11,6 +11,7 @@ import numpy as np
 import toy_model
 from toy_model import GARBAGE, MODULUS, SURPRISE, VOCABULARY
 
+import jax_sa
 from jax_sa.cache_schema import BlockTable, init_block_table
 
 
@@ -21,6 +22,9 @@ class RowCache:
 
     tokens: jax.Array
 
+    def move(self, start, path):
+        return RowCache(jax_sa.move_entries(self.tokens, start, path, axes=(0, 1)))
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,11 @@ class PagedCache:
 
     tokens: jax.Array
     block_table: BlockTable
+
+    def move(self, start, path):
+        pages = self.block_table.pages[1:]
+        moved = jax_sa.move_entries(self.tokens, start, path, axes=(0, 1), pages=pages)
+        return dataclasses.replace(self, tokens=moved)
 
 
 def row_cache(rows, capacity):
@@ -43,8 +52,8 @@ def paged_cache(rows, pages, page_size, max_blocks):
     return PagedCache(jnp.full((pages + 1, page_size), GARBAGE, jnp.int32), table)
 
 
-def model(params, tokens, rows, positions, cache):
-    """Logits of all places."""
+def model(params, tokens, rows, positions, cache, tree=None):
+    """Logits of all places. With a tree, each token reads its path as a text of its own."""
     if isinstance(cache, RowCache):
         written = cache.tokens.at[rows, positions].set(tokens, mode="drop")
         cache, texts = RowCache(written), written
@@ -59,17 +68,22 @@ def model(params, tokens, rows, positions, cache):
     text = texts.at[rows].get(mode="fill", fill_value=0)  # [T, C]
     place = jnp.arange(1, text.shape[1] + 1, dtype=jnp.int32)[None]
     seen = place <= positions[:, None] + 1
+    if tree is None:
+        before = jnp.take_along_axis(text, jnp.maximum(positions - 1, 0)[:, None], axis=1)
+    else:
+        block = jax.tree.map(lambda x: x[:, None], tree)  # rows of one token each
+        before, seen, position = toy_model.read_paths(text, block)
+        place, seen, positions = 1 + position[:, 0], seen[:, 0], tree.positions
     terms = jnp.where(seen, (text + 1) * (place * place % 97), 0)
     checksum = jnp.sum(terms, axis=1) % MODULUS
-    before = jnp.take_along_axis(text, jnp.maximum(positions - 1, 0)[:, None], axis=1)[:, 0]
-    ruled = params[jnp.where(positions > 0, before, 0) % VOCABULARY, tokens % VOCABULARY]
+    ruled = params[jnp.where(positions > 0, before[:, 0], 0) % VOCABULARY, tokens % VOCABULARY]
     chosen = jnp.where(checksum % SURPRISE == 0, checksum % VOCABULARY, ruled)
     return jax.nn.one_hot(chosen, VOCABULARY), cache
 
 
-def lazy_model(params, tokens, rows, positions, cache):
+def lazy_model(params, tokens, rows, positions, cache, tree=None):
     """Logits of the places that are read."""
-    logits, cache = model(params, tokens, rows, positions, cache)
+    logits, cache = model(params, tokens, rows, positions, cache, tree)
     return lambda places: logits[places], cache
 
 

@@ -1,14 +1,16 @@
 """Programs as users write them, and what XLA made of them."""
 
 import functools
+import math
 
 import copies
 import jax
 import jax.numpy as jnp
 
 import jax_sa
+from jax_sa import _prefill
 
-SLOTS, CAPACITY, MAX_DRAFT, STEPS = 64, 32_768, 8, 100
+SLOTS, CAPACITY, MAX_DRAFT, STEPS, PROMPT = 64, 32_768, 8, 100, 1024
 POOL_CAPACITY = 2**20
 
 
@@ -47,6 +49,27 @@ def while_loop(state, targets):
     return jax.lax.while_loop(unfinished, body, (state, jax_sa.lookup(state, max_draft=MAX_DRAFT)))
 
 
+def tree_step(state, targets):
+    tree = jax_sa.lookup_tree(state, max_nodes=MAX_DRAFT)
+    accepted, _ = jax_sa.accept_tree_greedy(tree, targets)
+    return jax_sa.extend(state, accepted.tokens, accepted.length)
+
+
+def tree_loop(state, targets):
+    def body(carry):
+        state, tree = carry
+        accepted, _ = jax_sa.accept_tree_greedy(tree, targets)
+        return jax_sa.extend_lookup_tree(
+            state, accepted.tokens, accepted.length, max_nodes=MAX_DRAFT
+        )
+
+    def unfinished(carry):
+        return jnp.any(carry[0].length < CAPACITY // 2)
+
+    tree = jax_sa.lookup_tree(state, max_nodes=MAX_DRAFT)
+    return jax.lax.while_loop(unfinished, body, (state, tree))
+
+
 def one_slot(state, targets):
     return jax_sa.extend(
         state, targets[:1], jnp.full(1, 3, jnp.int32), slots=jnp.full(1, 5, jnp.int32)
@@ -71,6 +94,8 @@ PROGRAMS = [
     fori_loop,
     scan,
     while_loop,
+    tree_step,
+    tree_loop,
     one_slot,
     housekeeping,
     reading,
@@ -121,6 +146,24 @@ def compile_pool_program(program, sharding=None, **options):
     return _compile(program, ((_state(SLOTS, "automaton"), _pool()), targets), sharding, options)
 
 
+def prompt(state, tokens, lengths):
+    """Long rows, which CUDA may build in parallel."""
+    return jax_sa.extend_lookup(state, tokens, lengths, max_draft=MAX_DRAFT)
+
+
+def prompt_workspace():
+    """Bytes that CUDA builds the texts of `prompt` in."""
+    shapes = _prefill.workspace_shapes(SLOTS, PROMPT, CAPACITY)
+    return 4 * sum(math.prod(shape) for shape in shapes)
+
+
+def compile_prompt(sharding=None, **options):
+    """Compiles `prompt` likewise."""
+    tokens = jax.ShapeDtypeStruct((SLOTS, PROMPT), jnp.int32)
+    lengths = jax.ShapeDtypeStruct((SLOTS,), jnp.int32)
+    return _compile(prompt, (_state(SLOTS, "automaton"), tokens, lengths), sharding, options)
+
+
 def compile_insert(sharding=None, index="automaton", **options):
     """Compiles `insert(state, built, slot)` likewise."""
     slot = jax.ShapeDtypeStruct((), jnp.int32)
@@ -145,13 +188,14 @@ def _compile(program, arguments, sharding, options):
     return lowered.compile(compiler_options=options)
 
 
-def assert_in_place(compiled, index="automaton"):
+def assert_in_place(compiled, index="automaton", workspace=0):
     """No leaf of a slot is copied: nothing as large as an eighth of a slot.
 
     A scan's whole slots are moved by XLA, which holds those that a call names for a moment.
+    `workspace`: bytes that the ops themselves may take.
     """
     eighth = jax_sa.get_state_size(CAPACITY, index=index) // 8
-    room = eighth if index == "automaton" else 64 * eighth
+    room = workspace + (eighth if index == "automaton" else 64 * eighth)
     copies.assert_in_place(compiled, _state(SLOTS, index), smallest=eighth, room=room)
 
 

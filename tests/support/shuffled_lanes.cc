@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "draft_tree.h"
 #include "host_warp.h"
 #include "pool_insert.h"
 #include "rows.h"
@@ -63,6 +64,24 @@ extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t 
                         {text, lengths, width},
                         {nullptr, 1, max_seq_len, true, true, 1e9},
                         {draft, numbers, numbers + 1, numbers + 2, numbers + 3, max_draft}};
+  op(warp, 0);
+}
+
+// `tree` has room for five numbers of each node, and for their count.
+extern "C" void lookup_tree(void* const* leaves, int32_t max_seq_len, int32_t num_entries,
+                            int32_t* const* pool, int32_t capacity, int32_t* tree,
+                            int32_t max_nodes, uint32_t seed) {
+  std::mt19937 random(seed);
+  ShuffledWarp warp;
+  warp.random = &random;
+  const auto field = [&](int32_t i) { return tree + int64_t{i} * max_nodes; };
+  const LookupTree op{state_of(leaves, max_seq_len, num_entries),
+                      {nullptr, 1},
+                      {pool_of(pool, 1, capacity), nullptr},
+                      {nullptr, 0, 1},
+                      {nullptr, 1, max_seq_len, true, true, 1e9},
+                      {field(0), field(1), field(2), field(3), field(4), field(5), max_nodes},
+                      max_nodes};
   op(warp, 0);
 }
 

@@ -29,6 +29,10 @@ class Cache:
     """int32[B, C] what the drafter was told."""
     heard_length: jax.Array
 
+    def move(self, start, path):
+        moved = jax_sa.move_entries(self.tokens, start, path, axes=(0, 1))
+        return dataclasses.replace(self, tokens=moved)
+
 
 def init_cache(rows, capacity):
     return Cache(
@@ -55,6 +59,36 @@ def model(params, tokens, cache):
     checksum = jnp.take_along_axis(sums, position, axis=1, mode="clip")
     before = jnp.take_along_axis(text, jnp.maximum(position - 1, 0), axis=1, mode="clip")
     before = jnp.where(position > 0, before, 0)
+    ruled = params[before, tokens]
+    chosen = jnp.where(checksum % SURPRISE == 0, checksum % VOCABULARY, ruled)
+    return jax.nn.one_hot(chosen, VOCABULARY), dataclasses.replace(cache, tokens=text)
+
+
+def read_paths(text, tree):
+    """Of each token of a block [B, T] the token before it on its path, and what it attends to.
+
+    That is bool[B, T, C], by entry of the cache, and the position in the token's text of each
+    entry, int32[B, T, C].
+    """
+    entry = jnp.arange(text.shape[1], dtype=jnp.int32)[None, None]
+    node = entry - tree.start[..., None]
+    last = tree.nodes.shape[-1] - 1
+    seen = jnp.take_along_axis(tree.nodes, jnp.clip(node, 0, last), axis=-1) & (node <= last)
+    seen |= node < 0
+    position = jnp.cumsum(seen.astype(jnp.int32), axis=-1) - 1
+    is_before = seen & (position == tree.positions[..., None] - 1)
+    return jnp.sum(jnp.where(is_before, text[:, None], 0), axis=-1), seen, position
+
+
+def tree_model(params, tokens, cache, tree=None):
+    """As `model`, and for trees: each token reads its path as a text of its own."""
+    if tree is None:
+        return model(params, tokens, cache)
+    text = append(cache.tokens, cache.length, tokens)
+    before, seen, position = read_paths(text, tree)
+    place = 1 + position
+    terms = jnp.where(seen, (text[:, None] + 1) * (place * place % 97), 0)
+    checksum = jnp.sum(terms, axis=-1) % MODULUS
     ruled = params[before, tokens]
     chosen = jnp.where(checksum % SURPRISE == 0, checksum % VOCABULARY, ruled)
     return jax.nn.one_hot(chosen, VOCABULARY), dataclasses.replace(cache, tokens=text)
