@@ -40,7 +40,7 @@ def test_no_copy_in_insert(index):
 
 def test_no_copy_in_a_prompt():
     workspace = prompt_workspace() if jax.default_backend() == "gpu" else 0
-    assert_in_place(compile_prompt(), workspace)
+    assert_in_place(compile_prompt(), workspace=workspace)
 
 
 def test_the_check_sees_copies():
