@@ -80,16 +80,14 @@ JAX_SA_FN Chain pool_chain(const Warp& warp, const PoolGroup& pool, Match match,
           limit,     match.length,          kSourcePool,   quarters};
 }
 
-JAX_SA_FN Chain neural_chain(const NeuralDrafts& neural, int32_t row, int32_t limit) {
+// A token below 0 ends the draft.
+template <class Warp>
+JAX_SA_FN Chain neural_chain(const Warp& warp, const NeuralDrafts& neural, int32_t row,
+                             int32_t limit) {
   const int32_t width = neural.width;
-  return {neural.tokens + static_cast<int64_t>(row) * width,
-          0,
-          width,
-          INT32_MAX,
-          limit < width ? limit : width,
-          kNeuralMatch,
-          kSourceNeural,
-          kOwnLeader};
+  const int32_t* const tokens = neural.tokens + static_cast<int64_t>(row) * width;
+  limit = warp.find_first(limit < width ? limit : width, [&](int32_t i) { return tokens[i] < 0; });
+  return {tokens, 0, INT32_MAX, INT32_MAX, limit, kNeuralMatch, kSourceNeural, kOwnLeader};
 }
 
 // The tokens that two candidates begin with alike.
@@ -230,7 +228,7 @@ JAX_SA_FN void write_tree(const Warp& warp, const Automaton<Warp>& automaton, co
                           const LookupOptions& options, int32_t limit, const Trees& trees,
                           int32_t row) {
   DraftTree<Warp> tree(warp, trees.max_nodes, options.draft_factor);
-  const Chain neural_draft = neural_chain(neural, row, limit);
+  const Chain neural_draft = neural_chain(warp, neural, row, limit);
   // A text that lost tokens predicts the wrong ones.
   if ((status & (kFull | kOutOfRange)) != 0) {
     tree.add(neural_draft);

@@ -39,6 +39,10 @@ PRIOR_FAILURES = 4.0
 MEMORY = 0.95
 """A row's record of earlier steps counts this much less after each step with a draft."""
 
+MARGIN = 0.05
+"""Drafts are verified only where they promise so much more tokens per cost than a step without:
+the costs were measured on a few steps, and are off by a few per cent."""
+
 _SEARCH_WAYS, _SEARCH_ROUNDS = 64, 3
 """The search for a common factor, to 1 part in 2**18. Two rounds of 512 ways save a GPU two kernel
 launches, and cost a CPU three times as much."""
@@ -130,6 +134,8 @@ def share_budget(
 
 def shared_lengths(draft: Draft, budgets: jax.Array, weights: jax.Array) -> jax.Array:
     """int32[W, B] the lengths that `share_budget` gives for each of int32[W] budgets."""
+    if draft.length.shape[0] == 1:  # the one row has all of it
+        return jnp.clip(budgets[:, None], 0, draft.length[None])
     match = jnp.clip(_match_length(draft), 1.0, MAX_COUNTED_MATCH)
     trust = jnp.where(draft.source == Source.POOL, POOL_WEIGHT, 1.0).astype(jnp.float32)
     scale = weights * trust * match  # the tokens that f = 1 keeps
@@ -162,6 +168,19 @@ def expected_tokens(survival: jax.Array, lengths: jax.Array) -> jax.Array:
     up_to = jnp.concatenate([jnp.zeros((rows, 1), jnp.float32), jnp.cumsum(survival, axis=1)], 1)
     held = jnp.take_along_axis(up_to, jnp.clip(lengths, 0, width).T, axis=1)
     return jnp.sum(held, axis=0)
+
+
+def best_width(tokens: jax.Array, costs: jax.Array) -> jax.Array:
+    """int32[] the width with the most tokens per cost: the narrowest unless it is beaten by far.
+
+    Args:
+      tokens: float32[W] expected of a step of each width, the narrowest first.
+      costs: float32[W] of such a step. A width whose cost is not above 0, or is infinite or NaN,
+        is worth nothing.
+    """
+    worth = jnp.where(costs > 0.0, tokens / costs, 0.0)
+    is_narrowest = jnp.arange(worth.size) == 0
+    return jnp.argmax(jnp.where(is_narrowest, (1.0 + MARGIN) * worth, worth)).astype(jnp.int32)
 
 
 def estimate_costs(tokens: Any, platform: str) -> jax.Array:

@@ -23,7 +23,7 @@ from jax_sa._options import DraftOptions, normalise
 from jax_sa._shard_map import vary, varying_axes
 from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup, reset
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
-from jax_sa.draft_tree import MAX_NODES, DraftTree, extend_lookup_tree
+from jax_sa.draft_tree import MAX_NODES, NO_TOKEN, DraftTree, extend_lookup_tree
 from jax_sa.pool import Pool, check_pool
 from jax_sa.sampling import Sampling, check_sampling
 from jax_sa.state import AnyState, check_state
@@ -224,7 +224,9 @@ class Decoder(DraftOptions):
           limits: int32[B] maximum new tokens per row, clipped to 0..G. None: G.
           sampling: None: greedy.
           costs: float32[W] the relative cost of a step of each of `widths`, as `calibrate` measures
-            them. None: an estimate for the default backend.
+            them; with a drafter float32[1 + W], the first of the narrowest step without it. A cost
+            that is not above 0, or is infinite or NaN, rules its step out. None: an estimate for
+            the default backend.
           pool: texts that the automata's drafts may come from too, as in `jax_sa.lookup`. It is
             only read; `jax_sa.insert_slots(pool, generation.state, slots)` puts what was generated
             into it afterwards. None: no pool.
@@ -302,8 +304,8 @@ class Decoder(DraftOptions):
             generation = self._run(params, generation, costs, most, pool, groups)
             return generation, int(jnp.max(generation.steps)) - before
 
-        num_widths = len(self.widths(drafts=state is not None))
-        costs, generation = measure_costs(restart, advance, num_widths, on_progress)
+        num_costs = self._num_costs(state is not None)
+        costs, generation = measure_costs(restart, advance, num_costs, on_progress)
         return Calibration(costs, *buffers(generation))
 
     def init(
@@ -381,7 +383,7 @@ class Decoder(DraftOptions):
             neural, cache = self.drafter.prefill(params, prompts, before, last, cache)
         left = jnp.where(finished, 0, limits)
         state, draft = self._draft(
-            state, prompts, prompt_lengths, neural, left, pool=pool, groups=groups
+            *(state, prompts, prompt_lengths, neural, True, left), pool=pool, groups=groups
         )
         return Generation(
             tokens=jnp.broadcast_to(none[:, None], (limits.size, request.max_new_tokens)),
@@ -427,10 +429,11 @@ class Decoder(DraftOptions):
         if sampling is not None:
             next_key, key = jax.random.split(sampling.key)
             sampling = dataclasses.replace(sampling, key=next_key)
-        index, draft = self._choose(generation, self._costs(costs, generation))
+        costs, use_drafter = self._weigh_drafter(generation, self._costs(costs, generation))
+        index, draft = self._choose(generation, costs)
         # The automata stay out of the branches: jax before 0.11.2 copies what a branch updates.
         branches = [
-            functools.partial(self._verify, width, params, generation, draft, key)
+            functools.partial(self._verify, width, params, generation, draft, use_drafter, key)
             for width in self.widths(drafts=generation.state is not None)
         ]
         (emitted, path, stopped, neural), cache = run_branch(index, branches, generation.cache)
@@ -444,7 +447,7 @@ class Decoder(DraftOptions):
         else:
             record = tree_budget.update_record(generation.record, draft, path, confirmed)
         state, next_draft = self._draft(
-            *(generation.state, emitted.tokens, emitted.length, neural, left),
+            *(generation.state, emitted.tokens, emitted.length, neural, use_drafter, left),
             pool=pool,
             groups=groups,
         )
@@ -470,6 +473,7 @@ class Decoder(DraftOptions):
         params: Any,
         generation: Generation,
         draft: Draft | DraftTree,
+        use_drafter: jax.Array | None,
         key: jax.Array | None,
         cache: Any,
     ) -> tuple[tuple[Accepted, jax.Array | None, jax.Array, jax.Array | None], Any]:
@@ -493,7 +497,13 @@ class Decoder(DraftOptions):
         emitted, stopped = cut_at_stop(accepted, ~generation.finished, self.stop_tokens)
         cache, neural = _advance(cache, emitted.length), None
         if self.drafter is not None:
-            neural, cache = self.drafter.draft(params, emitted, cache)
+            no_draft = jnp.full_like(emitted.length, NO_TOKEN)[:, None]
+            none = jnp.broadcast_to(no_draft, (emitted.length.size, self.drafter.max_draft))
+            branches = (
+                lambda cache: (none, cache),
+                lambda cache: self.drafter.draft(params, emitted, cache),
+            )
+            neural, cache = run_branch(use_drafter.astype(jnp.int32), branches, cache)
         longest = draft.tokens.shape[1]
         padding = ((0, 0), (0, longest - width))
         padded = jnp.pad(emitted.tokens, padding, constant_values=DRAFT_FILL)
@@ -529,15 +539,34 @@ class Decoder(DraftOptions):
         powers = (2**i for i in range(longest.bit_length()))
         return tuple(sorted({0, *powers, neural, longest}))
 
+    def _num_costs(self, drafts: bool) -> int:
+        return len(self.widths(drafts=drafts)) + (self.drafter is not None)
+
     def _costs(self, costs: Any, generation: Generation) -> jax.Array:
-        """The costs given, checked, or else an estimate."""
-        widths = self.widths(drafts=generation.state is not None)
+        """The costs given, checked, or else an estimate, which knows none of a drafter."""
+        has_automata = generation.state is not None
         if costs is None:
             (rows,) = generation.lengths.shape
-            tokens = [rows * (1 + width) for width in widths]
-            return budget.estimate_costs(tokens, jax.default_backend())
-        check_array("costs", costs, jnp.float32, (len(widths),))
+            tokens = [rows * (1 + width) for width in self.widths(drafts=has_automata)]
+            costs = budget.estimate_costs(tokens, jax.default_backend())
+            return costs if self.drafter is None else jnp.pad(costs, (1, 0))
+        check_array("costs", costs, jnp.float32, (self._num_costs(has_automata),))
         return costs
+
+    def _weigh_drafter(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Any]:
+        """float32[W] the costs of the widths; bool[] whether steps run the neural drafter, if any.
+
+        They do not where it would not pay for itself even if all its tokens held. As this hangs on
+        costs alone, the drafter's memory is not wanted again once it was not filled.
+        """
+        if self.drafter is None:
+            return costs, None
+        widths = jnp.asarray(self.widths(drafts=generation.state is not None), jnp.int32)
+        most = 1 + jnp.minimum(widths, self.drafter.max_draft)
+        most = jnp.concatenate([jnp.ones(1, jnp.int32), most]).astype(jnp.float32)
+        runs = budget.best_width(most, costs) > 0
+        saved = jnp.where(runs, 0.0, costs[1] - costs[0])
+        return costs[1:] - saved, vary(runs, varying_axes(generation.lengths))
 
     @follow_rows((False, True))
     def _choose(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Draft]:
@@ -559,7 +588,7 @@ class Decoder(DraftOptions):
         else:
             chances = weight[:, None] * budget.survival(draft, strain)
             held = budget.expected_tokens(chances, jnp.minimum(draft.length[None], widths[:, None]))
-        index = jnp.argmax((jnp.sum(weight) + held) / costs).astype(jnp.int32)
+        index = budget.best_width(jnp.sum(weight) + held, costs)
         if isinstance(draft, DraftTree):
             return index, tree_budget.keep(draft, (rank < widths[index]) & (chances > 0.0))
         return index, budget.cut_draft(draft, widths[index])
@@ -570,6 +599,7 @@ class Decoder(DraftOptions):
         tokens: jax.Array,
         lengths: jax.Array,
         neural: jax.Array | None,
+        use_neural: Any,
         left: jax.Array,
         **seen: Any,
     ) -> tuple[AnyState | None, Draft | DraftTree]:
@@ -588,15 +618,22 @@ class Decoder(DraftOptions):
             options |= {"max_nodes": self.tree_nodes, "limits": left - 1}
             options |= {"neural": neural, "threshold": self.threshold}
             return extend_lookup_tree(state, tokens, lengths, **options)
-        return state, self._merge(draft, neural, left)
+        return state, self._merge(draft, neural, use_neural, left)
 
     @follow_rows()
-    def _merge(self, draft: Draft, neural: jax.Array | None, left: jax.Array) -> Draft:
+    def _merge(
+        self, automaton: Draft, neural: jax.Array | None, use_neural: Any, left: jax.Array
+    ) -> Draft:
         """The chains there are as one."""
-        if neural is not None:
-            expected = (left.size, self.drafter.max_draft)
-            check_array("drafter's tokens", neural, jnp.int32, expected)
-            draft = merge_drafts(draft, neural, self.threshold)
+        (rows,) = left.shape
+        if neural is None:
+            return budget.cut_draft(automaton, left - 1)
+        check_array("drafter's tokens", neural, jnp.int32, (rows, self.drafter.max_draft))
+        both = merge_drafts(automaton, neural, self.threshold)
+        padding = ((0, 0), (0, both.tokens.shape[1] - automaton.tokens.shape[1]))
+        padded = jnp.pad(automaton.tokens, padding, constant_values=DRAFT_FILL)
+        alone = dataclasses.replace(automaton, tokens=padded)
+        draft = jax.tree.map(functools.partial(jnp.where, use_neural), both, alone)
         return budget.cut_draft(draft, left - 1)
 
 

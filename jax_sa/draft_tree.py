@@ -27,6 +27,9 @@ from jax_sa.state import State, check_state
 ROOT = -1
 """The parent of a node that follows the row's last token."""
 
+NO_TOKEN = -1
+"""Ends a row's neural draft, as any token below 0 does."""
+
 MAX_NODES = 1024
 """The largest `max_nodes`."""
 
@@ -104,8 +107,9 @@ def lookup_tree(
       periodic: whether a draft goes on with its beginning where it reaches the end of the text.
       pool: None: the text alone.
       groups: int32[B]. None: group 0 for all rows.
-      neural: int32[B, M] what a neural drafter expects next, all of it. A row that drafts nothing
-        for want of a slot has none of it either. None: no neural drafts.
+      neural: int32[B, M] what a neural drafter expects next; the first token below 0 ends a row's
+        draft. A row that drafts nothing for want of a slot has none of it either. None: no neural
+        drafts.
       threshold: at least 1.
 
     Raises:

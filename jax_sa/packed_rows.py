@@ -176,14 +176,11 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
         has_room = [has_room_for_trees(block, rows) for block in blocks]
         spare = jnp.where(jnp.asarray(has_room), spare, 0)
     held, cut = _share(rows.draft, strain, spare)
-    worth = jnp.where(
-        costs > 0.0, (num_decoding.astype(jnp.float32) + held[:num_widths]) / costs, 0.0
-    )
     too_small = 2 * (totals[num_widths:-1] - judged[-1]) < num_unread
     block = jnp.where(
         num_unread > 0,
         num_widths + jnp.sum(too_small.astype(jnp.int32)),
-        jnp.argmax(worth).astype(jnp.int32),
+        budget.best_width(num_decoding.astype(jnp.float32) + held[:num_widths], costs),
     )
 
     draft = cut(block)

@@ -159,3 +159,27 @@ def test_a_record_that_is_as_expected_changes_nothing():
         confirmed = np.cumprod(holds, axis=1).sum(axis=1)
         record = budget.update_record(record, draft, jnp.asarray(confirmed, jnp.int32))
     assert abs(float(record.strain().mean()) - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("tokens", "costs", "width"),
+    [
+        ([1.0, 1.04, 1.04], [1.0, 1.0, 1.0], 0),  # within the margin
+        ([1.0, 1.04, 1.06], [1.0, 1.0, 1.0], 2),
+        ([2.0, 3.0, 4.0], [1.0, 1.4, 1.9], 1),
+        ([2.0, 3.0, 4.0], [1.0, 0.0, 1.9], 2),
+        ([2.0, 3.0, 4.0], [1.0, -1.0, jnp.nan], 0),
+        ([2.0, 3.0, 4.0], [jnp.inf, jnp.inf, 9.0], 2),
+        ([2.0, 3.0, 4.0], [jnp.inf, jnp.nan, 0.0], 0),
+    ],
+)
+def test_a_width_must_beat_the_narrowest_by_a_margin(tokens, costs, width):
+    tokens, costs = (jnp.asarray(x, jnp.float32) for x in (tokens, costs))
+    assert int(jax.jit(budget.best_width)(tokens, costs)) == width
+
+
+@pytest.mark.parametrize(("total", "length"), [(-1, 0), (0, 0), (3, 3), (6, 6), (20, 6)])
+def test_one_row_has_the_whole_budget(total, length):
+    draft = make_draft([6], [2])
+    weights = jnp.full(1, 0.25, jnp.float32)
+    assert share(draft, jnp.asarray(total, jnp.int32), weights=weights).length.tolist() == [length]

@@ -7,10 +7,14 @@ from jax_sa import calibration
 
 
 class Work:
-    """Steps that each width can do before its work ends, and a clock that they advance."""
+    """Steps that each width can do before its work ends, and a clock that they advance.
 
-    def __init__(self, monkeypatch, lengths, seconds):
-        self.lengths, self.seconds, self.now, self.restarts = lengths, seconds, 0.0, 0
+    A call takes `call` seconds more.
+    """
+
+    def __init__(self, monkeypatch, lengths, seconds, call=0.0):
+        self.lengths, self.seconds, self.call = lengths, seconds, call
+        self.now, self.restarts = 0.0, 0
         monkeypatch.setattr(calibration.time, "perf_counter", lambda: self.now)
 
     def restart(self, left):
@@ -21,7 +25,7 @@ class Work:
         width = int(jnp.argmin(costs))
         left = min(left, self.lengths[width])
         done = min(steps, left)
-        self.now += done * self.seconds[width]
+        self.now += self.call + done * self.seconds[width]
         return left - done, done
 
     def measure(self, on_progress=lambda done, total: None):
@@ -32,8 +36,9 @@ class Work:
 
 @pytest.mark.parametrize("lengths", [[1, 1], [7, 1], [100, 100], [3, 64]], ids=str)
 @pytest.mark.parametrize("seconds", [[1.0, 2.0], [1e-5, 1e-3]], ids=str)
-def test_seconds_of_a_step(monkeypatch, lengths, seconds):
-    work, seen = Work(monkeypatch, lengths, seconds), []
+@pytest.mark.parametrize("call", [0.0, 0.9e-5])
+def test_seconds_of_a_step(monkeypatch, lengths, seconds, call):
+    work, seen = Work(monkeypatch, lengths, seconds, call), []
     costs = work.measure(lambda *done: seen.append(done))
     assert costs.tolist() == pytest.approx(seconds, rel=1e-4)
     assert seen == [(1, 2), (2, 2)]

@@ -232,6 +232,8 @@ def test_costs_choose_the_width_and_never_the_tokens(mode, index):
     )
     widths = decoder.widths()
     costs = jnp.where(jnp.arange(len(widths)) == index, 1.0, jnp.inf).astype(jnp.float32)
+    if decoder.drafter is not None:
+        costs = jnp.append(jnp.inf, costs)  # of a step without it
     cache, state = toy_model.init_cache(3, 256), jax_sa.init(3, 256)
     done = decoder.generate(
         PARAMS, prompts, lengths, cache, max_new_tokens=40, state=state, costs=costs
@@ -241,6 +243,26 @@ def test_costs_choose_the_width_and_never_the_tokens(mode, index):
         assert done.tokens[row].tolist() == expected
     assert (done.drafted <= widths[index] * done.steps).all()
     assert bool(done.drafted.any()) == (widths[index] > 0)
+
+
+@pytest.mark.parametrize("with_automata", [True, False])
+@pytest.mark.parametrize(("alone", "runs"), [(1.0, False), (1.45, False), (1.7, True)])
+def test_a_drafter_that_can_never_pay_for_itself_does_not_run(alone, runs, with_automata):
+    """Even two tokens for a step that costs 3 are fewer per cost than one for 1.45."""
+    decoder = jax_sa.Decoder(toy_model.model, max_draft=1, drafter=toy_model.drafter(1))
+    prompts, lengths = random_prompts(3, [30, 21, 8])
+    done = decoder.generate(
+        PARAMS,
+        prompts,
+        lengths,
+        toy_model.init_cache(3, 256),
+        max_new_tokens=40,
+        state=jax_sa.init(3, 256) if with_automata else None,
+        costs=jnp.asarray([alone, 2.0, 3.0], jnp.float32),
+    )
+    assert_greedy(done, prompts, lengths, [40] * 3)
+    told = done.cache.heard_length - lengths  # of new tokens
+    assert told.tolist() == ([40] * 3 if runs else [0] * 3)
 
 
 def test_costs_of_another_number_are_an_error():

@@ -104,6 +104,8 @@ def test_with_neural_drafts(width, threshold):
     for n, token in enumerate(text):
         automaton.append(token)
         options, neural = LOOKUPS[n % len(LOOKUPS)], random.integers(0, 3, width).tolist()
+        if n % 3 == 0:
+            neural[random.integers(0, width)] = -1
         state, tree = _extend_lookup_tree(
             *(state, int32([[token]]), int32([1])),
             pool=pool,

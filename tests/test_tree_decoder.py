@@ -105,7 +105,7 @@ def test_full_slots_go_on_without_drafts():
 def test_with_a_neural_drafter():
     prompts, lengths = random_prompts(1, [40, 35, 30, 20])
     drafter = toy_model.drafter(2)
-    both = generate(prompts, lengths, 100, drafter=drafter, costs=free(8))
+    both = generate(prompts, lengths, 100, drafter=drafter, costs=jnp.ones(1 + free(8).size))
     assert_greedy(both, prompts, lengths, [100] * 4)
     alone = generate(prompts, lengths, 100, costs=free(8))
     assert int(both.steps.sum()) < 0.9 * int(alone.steps.sum())
@@ -248,4 +248,4 @@ def test_with_a_pool_of_the_same_texts():
     groups = jnp.asarray([0, 0, -1], jnp.int32)
     again = generate(prompts, lengths, 60, costs=free(8), pool=pool, groups=groups)
     assert_greedy(again, prompts, lengths, [60] * 3)
-    assert (again.steps[:2] < once.steps[:2] / 2).all() and again.steps[2] == once.steps[2]
+    assert (2 * again.steps[:2] < once.steps[:2]).all() and again.steps[2] == once.steps[2]

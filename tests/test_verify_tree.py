@@ -103,7 +103,7 @@ def test_a_chain_is_accepted_like_a_draft(options):
     length = jnp.asarray(random.integers(0, 5, 500), jnp.int32)
     tokens = jnp.asarray(random.integers(0, 5, (500, 4)), jnp.int32)
     tokens = jnp.where(jnp.arange(4)[None] < length[:, None], tokens, jax_sa.DRAFT_FILL)
-    draft = jax_sa.Draft(tokens, length, length, length)
+    draft = jax_sa.Draft(tokens, length, length, length, jnp.ones_like(length))
     logits = jnp.asarray(random.normal(size=(500, 5, 5)), jnp.float32)
     key = jax.random.key(7)
     want = jax_sa.accept_sampled(key, draft, logits, **options)

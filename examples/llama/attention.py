@@ -102,7 +102,7 @@ def make_block(
     nth = positions // size
     page = pages[jnp.where(is_valid, rows, 0), jnp.minimum(nth, max_pages - 1)]
     nowhere = ~is_valid | (nth >= max_pages) | (page >= num_pages)
-    kernel = _kernel(head_dim, shared)
+    kernel = gpu_kernel(head_dim, shared)
     mean = index.size // min(index.size, num_rows)
     if kernel:
         width = kernel.tile_width(mean, shared)
@@ -187,7 +187,7 @@ def _write_and_attend(
     Reads and writes at int32[] `layer` of the arrays, without a copy of that part.
     """
     keys, values = write(keys, layer, block, k), write(values, layer, block, v)
-    kernel = _kernel(q.shape[-1], q.shape[-2])
+    kernel = gpu_kernel(q.shape[-1], q.shape[-2])
     attention = kernel.paged_attention if kernel else plain_attention
     return attention(q, keys, values, layer, block), keys, values
 
@@ -292,7 +292,7 @@ def _chunk(
     return chunk.reshape(-1, groups, width, head_dim), place[None, None, None, None]
 
 
-def _kernel(head_dim: int, shared: int) -> ModuleType | None:
+def gpu_kernel(head_dim: int, shared: int) -> ModuleType | None:
     """The kernel's module, where there is a GPU, this JAX still has Pallas for Triton, and the
     kernel can have heads of this size, of which so many share a key.
     """

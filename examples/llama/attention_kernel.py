@@ -66,7 +66,8 @@ def paged_attention(
     total, groups, shared, head_dim = q.shape
     tiles = block.firsts.shape[0]
     if parts is None:
-        parts = max(1, min(MOST_PARTS, PROGRAMS // (tiles * groups)))
+        most = -(-block.pages.shape[1] * keys.shape[3] // _keys_of_a_block(keys))
+        parts = max(1, min(MOST_PARTS, most, PROGRAMS // (tiles * groups)))
     whole = parts == 1
     of_rows = (total, groups, shared)
     shapes = [jax.ShapeDtypeStruct((parts, *of_rows, head_dim), q.dtype if whole else jnp.float32)]
@@ -84,6 +85,11 @@ def paged_attention(
         name="paged_attention",
     )(layer[None], block.firsts, block.rows, block.positions, block.pages, q, keys, values, *tree)
     return found[0][0] if whole else _join(*found).astype(q.dtype)
+
+
+def _keys_of_a_block(keys: jax.Array) -> int:
+    """Places of a block of keys."""
+    return min(KEYS, KEY_BYTES // (keys.shape[-1] * keys.dtype.itemsize))
 
 
 def _join(out: jax.Array, highest: jax.Array, total: jax.Array) -> jax.Array:
@@ -118,7 +124,7 @@ def _kernel(
         q_ref.at[token[:, None], group, head[:, None], lane], mask=is_in[:, None], other=0
     )
 
-    keys = min(KEYS, KEY_BYTES // (head_dim * k_ref.dtype.itemsize))
+    keys = _keys_of_a_block(k_ref)
     num_places = jnp.max(position) + 1
     num_blocks = (num_places + keys - 1) // keys
     share = (num_blocks + parts - 1) // parts

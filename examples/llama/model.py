@@ -11,6 +11,7 @@ position `cache.length[b] + t`, and leaves `cache.length` to its caller. Whateve
 
 import dataclasses
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -20,7 +21,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jax_sa
 from llama import weights
-from llama.attention import Attend, Block, Memory, cached_attention, make_block
+from llama.attention import (
+    Attend,
+    Block,
+    Memory,
+    cached_attention,
+    gpu_kernel,
+    make_block,
+)
 from llama.config import Config, Llama3Rope
 from llama.weights import AXIS
 
@@ -148,8 +156,26 @@ def forward(
       memory: keys and values.
       mesh: the devices that share the model; None for one.
     """
+    embedded = params["embed"][tokens]
+    if kernels := _layer_kernels(config, params, tokens.size, mesh):
+        rotation, eps = rotate_by(config, block.text_positions), config.rms_norm_eps
+        x, memory = kernels.through_layers(params["layers"], embedded, rotation, block, memory, eps)
+        return rms_norm(x, params["norm"], eps), memory
     attend = cached_attention(block, mesh)
-    return decode(config, params, params["embed"][tokens], block.text_positions, attend, memory)
+    return decode(config, params, embedded, block.text_positions, attend, memory)
+
+
+def _layer_kernels(
+    config: Config, params: dict[str, Any], total: int, mesh: Mesh | None
+) -> ModuleType | None:
+    """The module of kernels for blocks of so many tokens; None where layers are left to XLA."""
+    shared = config.num_heads // config.num_kv_heads
+    if mesh is not None or not gpu_kernel(config.head_dim, shared):
+        return None
+    from llama import layer_kernels
+
+    is_possible = layer_kernels.is_possible(params["layers"], total, config.head_dim)
+    return layer_kernels if is_possible else None
 
 
 def decode(

@@ -93,11 +93,11 @@ def _mtp(config: Config) -> dict[str, Any]:
 def in_one_array() -> bool:
     """Whether the arrays of all layers are one, and a loop over layers is one in the program too.
 
-    Such a program compiles in half the time or less, but copies the layer's matrices out of the
+    Such a program compiles in half the time or less, but XLA copies the layer's matrices out of the
     array before it multiplies by them. On a CPU, a step of one row and one token then takes 1.4
-    times as long: there, every layer has arrays of its own. On a GPU it takes up to 1.3 times as
-    long, and less for one row, and what a text of five block widths waits for is the compiler. The
-    same goes for the caches of the layers.
+    times as long: there, every layer has arrays of its own. On a GPU, `llama.layer_kernels` read
+    small blocks' weights where they are, and for large blocks the copies matter little. The same
+    goes for the caches of the layers.
     """
     return jax.default_backend() != "cpu"
 

@@ -61,11 +61,12 @@ def candidates(
         leader, follower = own(best, WHOLE), pooled(found, HALF)
     leaders = [leader]
     if neural:
-        expected = Candidate(list(neural)[:depth], NEURAL_MATCH_LENGTH, NEURAL, WHOLE)
+        known = list(itertools.takewhile(lambda token: token >= 0, neural))
+        expected = Candidate(known[:depth], NEURAL_MATCH_LENGTH, NEURAL, WHOLE)
         agree = itertools.takewhile(
             lambda pair: pair[0] == pair[1], zip(expected.tokens, leader.tokens, strict=False)
         )
-        leads = leader.match_length + len(list(agree)) < threshold
+        leads = bool(known) and leader.match_length + len(list(agree)) < threshold
         leaders = [expected, leader] if leads else [leader, expected]
     return [
         *leaders,

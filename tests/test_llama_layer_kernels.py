@@ -1,0 +1,118 @@
+"""The kernels of the example's layers against its plain layers, for blocks of every kind."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_llama_attention as blocks
+from llama import attention, attention_kernel, layer_kernels, model, weights
+from llama.config import Config
+from requirements import unavailable
+
+LAYERS, GROUPS, HEAD_DIM, HIDDEN, INNER = blocks.LAYERS, blocks.GROUPS, 32, 96, 160
+
+
+def make_config(shared):
+    return Config(
+        architecture="LlamaForCausalLM",
+        vocab_size=64,
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_layers=LAYERS,
+        num_heads=GROUPS * shared,
+        num_kv_heads=GROUPS,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=512,
+        rope_theta=10_000.0,
+        tied=True,
+    )
+
+
+def make_layers(config, dtype):
+    random = np.random.default_rng(0)
+
+    def draw(weight):
+        scale = 1.0 if len(weight.shape) == 1 else 0.1
+        return jnp.asarray(scale * random.standard_normal(weight.shape), dtype)
+
+    made = jax.tree.map(draw, weights.describe(config)["layers"])
+    return jax.tree.map(
+        lambda *x: jnp.stack(x), *(weights._fuse_layer(config, jnp, x) for x in made)
+    )
+
+
+def plain(config, layers, x, block, memory):
+    rotation = model.rotate_by(config, block.positions)
+    attend = attention.cached_attention(block, None)
+
+    def step(x, memory, layer, index):
+        return model.decoder_layer(config, layer, x, rotation, attend, memory, index)
+
+    return model._through_layers(step, layers, x, memory)
+
+
+@pytest.mark.parametrize("shared", [1, 3])
+@pytest.mark.parametrize("name", blocks.BLOCKS)
+def test_the_kernels_are_the_layers(name, shared):
+    config = make_config(shared)
+    layers = make_layers(config, jnp.float32)
+    keys, values = blocks.cache(1, HEAD_DIM), blocks.cache(2, HEAD_DIM)
+    memory = ((keys,), (values,))
+    x = blocks.draw(3, len(blocks.BLOCKS[name][0]), HIDDEN)
+    block = blocks.make_block(name, shared, keys)
+    with jax.default_matmul_precision("highest"):
+        wanted, written = jax.jit(plain, static_argnums=0)(config, layers, x, block, memory)
+    tiled = blocks.make_block(name, shared, keys, width=attention_kernel.tile_width(1, shared))
+    rotation = model.rotate_by(config, block.positions)
+    got, kept = layer_kernels.through_layers(
+        layers, x, rotation, tiled, memory, config.rms_norm_eps, interpret=True
+    )
+    is_valid = (block.rows >= 0) & (block.rows < len(blocks.TABLE))
+    np.testing.assert_allclose(got[is_valid], wanted[is_valid], atol=2e-5, rtol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), kept, written)
+
+
+@pytest.mark.parametrize("total", [1, 5, 33, 64, 65, 160, layer_kernels.MOST_TOKENS])
+def test_the_kernels_on_a_gpu(total):
+    """The two differ by how they round to bfloat16: about one part in a hundred after three layers.
+
+    A wrong token, of which the whole state differs, would show: the worst token is looked at.
+    """
+    if jax.default_backend() != "gpu":
+        unavailable("there is no GPU")
+    config = make_config(3)
+    layers = make_layers(config, jnp.bfloat16)
+    rows, size = -(-total // 5), 64
+    keys, values = (blocks.draw(i, LAYERS, 8 * rows, GROUPS, size, HEAD_DIM) for i in (1, 2))
+    memory = ((keys.astype(jnp.bfloat16),), (values.astype(jnp.bfloat16),))
+    token = jnp.arange(total, dtype=jnp.int32)
+    pages = jnp.arange(8 * rows, dtype=jnp.int32).reshape(rows, 8)
+    block = attention.make_block(token // 5, 300 + token // 5 + token % 5, pages, memory, 3)
+    x = blocks.draw(3, total, HIDDEN).astype(jnp.bfloat16)
+    wanted, written = jax.jit(plain, static_argnums=0)(config, layers, x, block, memory)
+    rotation = model.rotate_by(config, block.positions)
+    through = functools.partial(layer_kernels.through_layers, eps=config.rms_norm_eps)
+    got, kept = jax.jit(through)(layers, x, rotation, block, memory)
+    a, b = np.asarray(got, np.float32), np.asarray(wanted, np.float32)
+    assert (np.linalg.norm(a - b, axis=1) < 0.05 * np.linalg.norm(b, axis=1)).all()
+    for new, old in zip(jax.tree.leaves(kept), jax.tree.leaves(written), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(new, np.float32), np.asarray(old, np.float32), atol=0.25
+        )
+
+
+def test_where_they_are_possible():
+    config = make_config(3)
+    layers = make_layers(config, jnp.bfloat16)
+    most = layer_kernels.MOST_TOKENS
+    assert layer_kernels.is_possible(layers, most, HEAD_DIM)
+    assert not layer_kernels.is_possible(layers, most + 1, HEAD_DIM)
+    assert not layer_kernels.is_possible(layers, 1, 16)
+    assert not layer_kernels.is_possible(layers | {"qkv_bias": layers["o"]}, 1, HEAD_DIM)
+    assert not layer_kernels.is_possible([layers], 1, HEAD_DIM)
+    assert not layer_kernels.is_possible(make_layers(config, jnp.float32), 1, HEAD_DIM)
+    narrow = make_layers(dataclasses.replace(config, intermediate_size=168), jnp.bfloat16)
+    assert not layer_kernels.is_possible(narrow, 1, HEAD_DIM)
