@@ -76,7 +76,9 @@ class Bench:
         self.prompts = [encode(prompt, tokenizer, chat) for prompt in read_prompts(args.prompts)]
         model = functools.partial(paged.apply_packed, self.config)
         stops = () if args.ignore_eos else self.config.eos_tokens
-        self.decoder = jax_sa.PackedDecoder(model, stop_tokens=stops, max_draft=args.max_draft)
+        options = {"stop_tokens": stops, "max_draft": args.max_draft}
+        self.plain = jax_sa.PackedDecoder(model, **options)
+        self.decoder = jax_sa.PackedDecoder(model, tree_nodes=args.tree_nodes, **options)
 
     def settings(self) -> list[Setting]:
         """Every batch size with every kind of text."""
@@ -104,24 +106,30 @@ class Bench:
         size = prompts.shape[1] + new
         pages = rows * -(-size // PAGE_SIZE)
         cache = paged.init_packed_cache(self.config, rows, pages, PAGE_SIZE, size, self.dtype)
+        decoder = self.decoder if drafts else self.plain
         state = jax_sa.init(rows, size) if drafts else None
+        pool = jax_sa.init_pool(self.args.pool) if drafts and self.args.pool else None
         options: dict[str, Any] = {"rows": rows, "max_new_tokens": new}
         if setting.temperature > 0:
             options["sampling"] = jax_sa.Sampling(jax.random.key(0), setting.temperature)
         begun = time.perf_counter()
-        costs, cache, state = self.decoder.calibrate(
-            self.params, prompts, lengths, cache, state=state, **options
+        costs, cache, state = decoder.calibrate(
+            self.params, prompts, lengths, cache, state=state, pool=pool, **options
         )
         compile_seconds = time.perf_counter() - begun
         seconds = []
         for _ in range(self.args.runs):
             begun = time.perf_counter()
-            done = self.decoder.generate(
-                self.params, prompts, lengths, cache, state=state, costs=costs, **options
+            done = decoder.generate(
+                *(self.params, prompts, lengths, cache),
+                state=state,
+                pool=pool,
+                costs=costs,
+                **options,
             )
             jax.block_until_ready(done.lengths)
             seconds.append(time.perf_counter() - begun)
-            cache, state = done.cache, done.state
+            cache, state, pool = done.cache, done.state, done.pool
         return Measured(seconds, compile_seconds, done, costs)
 
 
@@ -140,6 +148,7 @@ def compare(setting: Setting, none: Measured, sa: Measured) -> dict[str, Any]:
         "none tok/s": round(base),
         "none spread": f"{min(spread):.2f}-{max(spread):.2f}",
         "SA tok/s": round(statistics.median(rates)),
+        "first": f"{rates[0] / base:.2f}x",
         "speed": f"{statistics.median(speeds):.2f}x",
         "spread": f"{speeds[0]:.2f}-{speeds[-1]:.2f}",
         "tok/step": float(sa.done.lengths.sum()) / max(steps, 1),
@@ -170,6 +179,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max_draft", type=positive, default=32)
     add("--refills", type=positive, default=3, help="prompts for each row, at least")
     add("--runs", type=positive, default=3)
+    add(
+        "--pool",
+        type=positive,
+        metavar="C",
+        help="also draft from a pool of C tokens: new to it in the first run, which come back later",
+    )
+    add("--tree_nodes", type=positive, metavar="N", help="draft trees of at most N nodes a row")
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     add("--ignore_eos", action="store_true", help="always write all new tokens")
     add_json(parser)

@@ -13,6 +13,7 @@
 
 namespace jax_sa {
 
+constexpr int32_t kTreeRoot = -1;  // the parent of a node that follows the text itself
 constexpr int32_t kMaxChains = 6;
 
 // Quarters of `factor * match length` that a candidate gives.
@@ -23,7 +24,7 @@ constexpr int32_t kPoolOther = static_cast<int32_t>(kOwnOther * kPoolDraftFactor
 
 struct Trees {
   int32_t* tokens;        // [rows, max_nodes], like all but the last
-  int32_t* parents;       // as places: 0 is the text itself, 1 + i is node i
+  int32_t* parents;       //
   int32_t* depth;         //
   int32_t* match_length;  //
   int32_t* source;        //
@@ -136,12 +137,12 @@ class DraftTree {
       const int32_t room = size - shape.start[c];
       const int32_t nodes = new_nodes < room ? new_nodes : room;
       const int32_t joint =
-          shape.attach[c] == 0 ? 0 : 1 + node_of(shape, shape.parent[c], shape.attach[c] - 1);
+          shape.attach[c] == 0 ? kTreeRoot : node_of(shape, shape.parent[c], shape.attach[c] - 1);
       warp_.each(kWindow, [&](int32_t lane) {
         for (int32_t i = lane; i < nodes; i += kWindow) {
           const int64_t node = first + shape.start[c] + i;
           trees.tokens[node] = chain.token(shape.attach[c] + i);
-          trees.parents[node] = i == 0 ? joint : shape.start[c] + i;
+          trees.parents[node] = i == 0 ? joint : shape.start[c] + i - 1;
           trees.depth[node] = shape.attach[c] + i + 1;
           trees.match_length[node] = chain.source == kSourceNeural ? 0 : chain.match_length;
           trees.source[node] = chain.source;
@@ -151,7 +152,7 @@ class DraftTree {
     warp_.each(kWindow, [&](int32_t lane) {
       for (int32_t i = size + lane; i < max_nodes_; i += kWindow) {
         trees.tokens[first + i] = kDraftFill;
-        trees.parents[first + i] = 0;
+        trees.parents[first + i] = kTreeRoot;
         trees.depth[first + i] = 0;
         trees.match_length[first + i] = 0;
         trees.source[first + i] = kSourceNone;

@@ -27,8 +27,8 @@ inline ffi::ErrorOr<Pool> pool_from(ffi::RemainingArgs leaves, ffi::RemainingRet
     data[i] = static_cast<int32_t*>(leaf->untyped_data());
     dims[i] = leaf->dimensions();
   }
-  return Pool{data[0], data[1], data[2], data[3], count(dims[1]),
-              static_cast<int32_t>(dims[0].back())};
+  return Pool{data[0], data[1],        data[2],
+              data[3], count(dims[1]), static_cast<int32_t>(dims[0].back())};
 }
 
 inline const int32_t* data_or_null(const Ints<1>& buffer) {

@@ -49,7 +49,13 @@ struct Appended {
   JAX_SA_FN int32_t match(int32_t distance, int32_t last, int32_t earlier, int32_t before) const {
     if (last != earlier) return 0;
     const int32_t most = end() - distance < taken ? end() - distance : taken;
-    for (int32_t run = 1; run < most; run += kAtOnce) {
+    // Nearly all matches end within a few tokens; those that do not are compared faster.
+    int32_t run = 1;
+    for (; run < most && run < kAtOnce; ++run) {
+      const int32_t place = end() - 1 - run;
+      if (at(place) != at(place - distance)) return run;
+    }
+    for (; run < most; run += kAtOnce) {
       uint32_t differs = 0;
       for (int32_t i = 0; i < kAtOnce; ++i) {
         const int32_t place = end() - 1 - (run + i < most ? run + i : 0);

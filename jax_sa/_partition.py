@@ -2,8 +2,8 @@
 
 A target follows the sharding of its table, such as a state's slots. Where rows are slots, each
 device has the rows of its slots, and nothing is communicated. Where `slots` says whose each row is,
-every device sees all rows and takes those of its own slots; the results, which are zeros in the
-other rows, are added up. That is an all-reduce of the results, never of the table.
+every device sees all rows and takes those of its own slots; the results of each row are those of
+the device that has its slot. That is an all-reduce of the results, never of the table.
 
 XLA calls `_partition` and `_infer` while it compiles a program for several devices.
 """
@@ -162,19 +162,30 @@ def _run_part(
     if not mesh_axes or target.rows_are_entries:
         return run_here(target, *operands)
     local = axis_shapes(target, operands)[target.table]
+    is_ids = [operand.role.names == target.table for operand in target.given]
     results = run_here(
         target,
         *(
-            _local_ids(value, split, shape, local) if operand.role.names == target.table else value
-            for operand, value in zip(target.given, operands, strict=True)
+            _local_ids(value, split, shape, local) if ids else value
+            for ids, value in zip(is_ids, operands, strict=True)
         ),
     )
     of_rows = [i for i, role in enumerate(target.result_roles) if role.axis == ROW_AXIS]
     if of_rows:
-        added = jax.lax.psum([results[i] for i in of_rows], mesh_axes)
+        ids = operands[is_ids.index(True)]
+        owned = _local_ids(ids, split, shape, local) < math.prod(local)
+        nowhere = (ids < 0) | (ids >= math.prod(shape))  # the first device has such rows
+        owned = jnp.where(nowhere, jax.lax.axis_index(mesh_axes) == 0, owned)
+        added = jax.lax.psum([_keep(results[i], owned) for i in of_rows], mesh_axes)
         for i, result in zip(of_rows, added, strict=True):
             results[i] = result
     return results
+
+
+def _keep(result: jax.Array, rows: jax.Array) -> jax.Array:
+    """The result in the rows that bool[..., B] names, and zeros elsewhere."""
+    kept = rows.reshape(*rows.shape, *[1] * (result.ndim - rows.ndim))
+    return jnp.where(kept, result, jnp.zeros((), result.dtype))
 
 
 def _local_ids(

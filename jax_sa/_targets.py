@@ -88,8 +88,11 @@ def unusable_reason(backend: str) -> str | None:
     Args:
       backend: as `jax.default_backend()` names it; "gpu" is CUDA or ROCm.
     """
-    name = {"gpu": "CUDA"}.get(backend, backend)
-    if backend == "gpu" and "rocm" in jax.extend.backend.get_backend().platform_version.lower():
+    name = "CUDA" if backend in ("gpu", "cuda") else backend
+    if (
+        backend == "gpu"
+        and "rocm" in jax.extend.backend.get_backend("gpu").platform_version.lower()
+    ):
         name = "ROCm"
     for platform in platforms():
         if platform.name == name:

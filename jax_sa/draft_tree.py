@@ -128,7 +128,7 @@ def lookup_tree(
         _check_neural(rows, neural),
     ]
     results, _ = _call("lookup_tree", operands, state, _tree_results(max_nodes), attributes)
-    return _tree(*results)
+    return DraftTree(*results)
 
 
 def extend_lookup_tree(
@@ -171,7 +171,7 @@ def extend_lookup_tree(
     ]
     drafted = _tree_results(max_nodes)
     results, state = _call("extend_lookup_tree", operands, state, drafted, attributes, updates=True)
-    return state, _tree(*results)
+    return state, DraftTree(*results)
 
 
 def _check_automata(state: Any) -> None:
@@ -279,13 +279,6 @@ def check_tree(name: str, tree: Any) -> tuple[int, int]:
         check_array(f"{name}.{field}", getattr(tree, field), jnp.int32, (rows, max_nodes))
     check_array(f"{name}.length", tree.length, jnp.int32, (rows,))
     return rows, max_nodes
-
-
-def _tree(tokens: jax.Array, places: jax.Array, *others: jax.Array) -> DraftTree:
-    """The tree of a target's results, in which all that a row lacks is 0, parents included: where
-    devices each have a part of the rows, their results are added up.
-    """
-    return DraftTree(tokens, places + ROOT, *others)
 
 
 def _tree_results(max_nodes: int) -> list[Result]:

@@ -51,7 +51,10 @@ def call(
 
     Raises:
       ValueError: a lookup is to see a pool.
+      TypeError: the op is none of a scan's.
     """
+    if op not in _OPS:
+        raise TypeError(f"state: expected a jax_sa.State for {op}, got ScanState")
     if any(a.name.startswith("pool.") and a.value is not None for a in arguments):
         raise ValueError("pool: expected None with a ScanState, got a Pool")
     own = [a for a in arguments if a.name != "groups" and not a.name.startswith("pool.")]

@@ -139,9 +139,11 @@ AnyState = State | ScanState
 INDEXES = ("automaton", "scan", "auto")
 """The choices of `init`'s `index`."""
 
-MAX_SCANNED_TOKENS = 2**21
-"""On a GPU, `index="auto"` scans up to so many tokens of all slots together: 64 slots of 32,768,
-where a step took about as long with either index (docs/scan.md)."""
+MAX_SCANNED_TOKENS = 2**19
+"""On a GPU, `index="auto"` scans up to so many tokens of all slots together (docs/scan.md)."""
+
+MAX_SCANNED_LENGTH = 2**15
+"""And up to so many tokens of a slot, whose text few multiprocessors share."""
 
 
 def _choose_index(index: str, num_slots: int, max_seq_len: int, sharding: Sharding | None) -> str:
@@ -153,7 +155,7 @@ def _choose_index(index: str, num_slots: int, max_seq_len: int, sharding: Shardi
         (num_slots,) = sharding.shard_shape((num_slots,))
     reason = unusable_reason(backend)
     if index == "auto":
-        few = num_slots * max_seq_len <= MAX_SCANNED_TOKENS
+        few = num_slots * max_seq_len <= MAX_SCANNED_TOKENS and max_seq_len <= MAX_SCANNED_LENGTH
         return "scan" if reason or (backend != "cpu" and few) else "automaton"
     if index == "automaton" and reason:
         raise ValueError(
@@ -209,9 +211,9 @@ def init(
       index: what finds matches; every op takes the state of either. "automaton": a `State`, whose
         steps do not depend on the length of a text; on CPU and CUDA. "scan": a `ScanState`, on
         every backend, a ninth of the memory; a step reads the whole text. "auto": the one that
-        suits the backend and the sizes: the automaton on a CPU; on a GPU the scan where the slots
-        of a device have room for at most 2**21 tokens together, else the automaton; the scan on
-        any other backend.
+        suits the backend and the sizes: the automaton on a CPU; on a GPU the scan where slots have
+        room for at most 2**15 tokens, and those of a device for at most 2**19 together, else the
+        automaton; the scan on any other backend.
       sharding: of every array, such as `NamedSharding(mesh, PartitionSpec("data"))` to split the
         slots over a mesh axis; each device allocates its own part. None: on the default device.
 

@@ -21,10 +21,9 @@ from metadata_programs import (
 from programs import (
     CAPACITY,
     POOL_PROGRAMS,
-    PROGRAMS,
     PROMPT,
     SLOTS,
-    TREE_PROGRAMS,
+    WITH_INDEX,
     assert_in_place,
     assert_pool_in_place,
     compile_insert,
@@ -32,6 +31,7 @@ from programs import (
     compile_program,
     compile_prompt,
     housekeeping,
+    program_id,
     prompt_workspace,
     scan,
     while_loop,
@@ -68,26 +68,17 @@ def two_h100():
     return find_devices("1x1x2")
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-@pytest.mark.parametrize("index", ["automaton", "scan"])
+@pytest.mark.parametrize(("program", "index"), WITH_INDEX, ids=program_id)
 def test_in_place(h100, program, index):
     assert_in_place(compile_program(program, h100, index), index)
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-@pytest.mark.parametrize("index", ["automaton", "scan"])
+@pytest.mark.parametrize(("program", "index"), WITH_INDEX, ids=program_id)
 def test_captured(h100, program, index, tmp_path):
     """Every custom call sits inside a command buffer, which becomes a CUDA graph."""
     compile_program(program, h100, index, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
     calls = captured_calls(tmp_path)
     assert calls == {True} or (index == "scan" and program is housekeeping and not calls)
-
-
-@pytest.mark.parametrize("program", TREE_PROGRAMS, ids=lambda program: program.__name__)
-def test_trees_in_place_and_captured(h100, program, tmp_path):
-    options = {"xla_dump_to": str(tmp_path), "xla_gpu_graph_min_graph_size": 1}
-    assert_in_place(compile_program(program, h100, **options))
-    assert_captured(tmp_path)
 
 
 def test_insert_of_a_scan_in_place(h100):

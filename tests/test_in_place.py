@@ -7,9 +7,8 @@ from programs import (
     CAPACITY,
     MAX_DRAFT,
     POOL_PROGRAMS,
-    PROGRAMS,
     SLOTS,
-    TREE_PROGRAMS,
+    WITH_INDEX,
     assert_in_place,
     assert_pool_in_place,
     compile_insert,
@@ -17,21 +16,16 @@ from programs import (
     compile_program,
     compile_prompt,
     decode_step,
+    program_id,
     prompt_workspace,
 )
 
 import jax_sa
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-@pytest.mark.parametrize("index", ["automaton", "scan"])
+@pytest.mark.parametrize(("program", "index"), WITH_INDEX, ids=program_id)
 def test_no_copy_in_the_compiled_program(program, index):
     assert_in_place(compile_program(program, index=index), index)
-
-
-@pytest.mark.parametrize("program", TREE_PROGRAMS, ids=lambda program: program.__name__)
-def test_no_copy_where_drafts_are_trees(program):
-    assert_in_place(compile_program(program))
 
 
 @pytest.mark.parametrize("program", POOL_PROGRAMS, ids=lambda program: program.__name__)
@@ -46,7 +40,7 @@ def test_no_copy_in_insert(index):
 
 def test_no_copy_in_a_prompt():
     workspace = prompt_workspace() if jax.default_backend() == "gpu" else 0
-    assert_in_place(compile_prompt(), workspace)
+    assert_in_place(compile_prompt(), workspace=workspace)
 
 
 def test_the_check_sees_copies():

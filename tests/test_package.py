@@ -69,6 +69,31 @@ def test_works_from_within_the_checkout():
     assert json.loads(result.stdout)["handlers"]["cpu"]["problem"] is None
 
 
+def test_works_without_handlers():
+    """As from a checkout that was not built, or where jaxlib is too old for them."""
+    program = """
+import sys
+sys.modules["jax_sa._cpu"] = sys.modules["jax_sa._cuda"] = None
+import jax.numpy as jnp
+import jax_sa
+state = jax_sa.init(1, 8, index="auto")
+tokens, lengths = jnp.array([[1, 2, 1]], jnp.int32), jnp.array([3], jnp.int32)
+_, draft = jax_sa.extend_lookup(state, tokens, lengths, max_draft=2)
+assert draft.tokens.tolist() == [[2, 1]], draft
+try:
+    jax_sa.init(1, 8)
+except ValueError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", program]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True, cwd="/"
+    )
+    expected = 'index: expected "scan", which needs no handlers, got "automaton": on cpu, the '
+    assert result.stdout.startswith(expected)
+
+
 OPS = {
     *("extend", "lookup", "extend_lookup", "reset", "copy_slots"),
     *("validate", "read_tokens", "insert", "pool_insert", "pool_insert_slots"),

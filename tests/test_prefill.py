@@ -54,6 +54,14 @@ def test_long_chunk_onto_a_text(name):
     assert jax_sa.validate(state).tolist() == [0]
 
 
+def test_prompt_then_tree():
+    text = texts.source_code(700)
+    state, _ = jax_sa.extend_lookup_tree(
+        jax_sa.init(1, 700), jnp.array([text], jnp.int32), jnp.array([700], jnp.int32), max_nodes=8
+    )
+    assert_slot_equals(state, 0, reference_of(text))
+
+
 def test_rows_of_all_kinds():
     """Long, short, empty, too long, out of range, skipped, and twice the same, in one call."""
     capacity = 1000

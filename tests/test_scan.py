@@ -215,6 +215,22 @@ def test_the_indexes_do_not_mix():
         jax_sa.insert(state, jax_sa.build_on_host([1], 8), 0)
 
 
+def test_a_pool_is_refused():
+    state, pool = jax_sa.init(2, 8, index="scan"), jax_sa.init_pool(64)
+    with pytest.raises(ValueError, match="pool: expected None with a ScanState, got a Pool"):
+        jax_sa.lookup(state, max_draft=2, pool=pool)
+    config = jax_sa.SAConfig(max_seq_len=8, max_slots=2, index="scan")
+    with pytest.raises(ValueError, match="pool: expected None with a scan as the index"):
+        jax_sa.SuffixAutomatonManager(config, 1, pool=pool)
+
+
+def test_texts_go_into_a_pool():
+    text = texts.random_text(5, 30)
+    states = [extend(jax_sa.init(1, 32, index=index), [text]) for index in ("scan", "automaton")]
+    pools = [jax_sa.insert_slots(jax_sa.init_pool(64), state, int32([0])) for state in states]
+    jax.tree.map(np.testing.assert_array_equal, *pools)
+
+
 @pytest.mark.parametrize("backend", ["tpu", "rocm", "cpu", "gpu"])
 def test_choosing(monkeypatch, backend):
     """Where there are no handlers, an automaton is refused in one line that says what works."""

@@ -118,7 +118,7 @@ def test_no_file(tmp_path):
 
 
 def test_only_states_are_saved(tmp_path):
-    with pytest.raises(TypeError, match="state: expected a jax_sa.State, got dict"):
+    with pytest.raises(TypeError, match="state: expected a jax_sa.State or ScanState, got dict"):
         jax_sa.save(tmp_path / "a", {})
     assert not list(tmp_path.iterdir())
 

@@ -65,12 +65,9 @@ OPS = {
     "extend_lookup pool": lambda state, tokens, lengths, pool: jax_sa.extend_lookup(
         state, tokens, lengths, pool=pool, **DRAFT()
     ),
-    "lookup_tree": lambda state, limits: jax_sa.lookup_tree(state, limits=limits, max_nodes=6),
-    "extend_lookup_tree": lambda state, tokens, lengths, pool: jax_sa.extend_lookup_tree(
-        state, tokens, lengths, pool=pool, max_nodes=6
-    ),
+    "lookup_tree": lambda state, limits: jax_sa.lookup_tree(state, max_nodes=6, limits=limits),
     "extend_lookup_tree slots": lambda state, row_tokens, row_lengths, slots: (
-        jax_sa.extend_lookup_tree(state, row_tokens, row_lengths, slots=slots, max_nodes=6)
+        jax_sa.extend_lookup_tree(state, row_tokens, row_lengths, max_nodes=6, slots=slots)
     ),
     "reset": lambda state, slots: jax_sa.reset(state, slots),
     "copy_slots": lambda state, slots, others: jax_sa.copy_slots(state, slots, others),
@@ -90,7 +87,12 @@ UPDATING = [
     in ("extend", "extend_lookup", "extend_lookup_tree", "reset", "copy_slots", "insert")
 ]
 
-ADDING = ["lookup slots", "extend_lookup slots", "read_tokens slots", "extend_lookup_tree slots"]
+ADDING = [
+    "lookup slots",
+    "extend_lookup slots",
+    "extend_lookup_tree slots",
+    "read_tokens slots",
+]
 """Ops whose results every device has a part of, which are added up."""
 
 

@@ -99,6 +99,19 @@ PROGRAMS = [
     reading,
 ]
 
+TREE_PROGRAMS = [tree_step, tree_loop]
+
+WITH_INDEX = [
+    *((program, index) for program in PROGRAMS for index in ("automaton", "scan")),
+    *((program, "automaton") for program in TREE_PROGRAMS),
+]
+"""Programs, and the indexes that they work with."""
+
+
+def program_id(value):
+    """Of a program or of an index, in the name of a test."""
+    return getattr(value, "__name__", value)
+
 
 def pool_step(carry, targets):
     """What is found in the pool decides what is appended, and that goes into the pool."""
@@ -130,9 +143,6 @@ def pool_while_loop(carry, targets):
 
 
 POOL_PROGRAMS = [pool_step, fused_pool_step, pool_scan, pool_while_loop]
-
-
-TREE_PROGRAMS = [tree_step, tree_loop]
 
 
 def compile_program(program, sharding=None, index="automaton", **options):
