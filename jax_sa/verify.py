@@ -233,13 +233,18 @@ def places(first: jax.Array, max_draft: int, num_places: int) -> jax.Array:
 
 
 def row_of_place(first: jax.Array, draft: Any, num_places: int) -> jax.Array:
-    """int32[T] the row that each place belongs to; 0 for padding."""
+    """int32[T] the row that each place belongs to; 0 for padding.
+
+    A row that takes no place, such as an idle one, begins where the next row does: of those that
+    begin at a place the last one has it. A maximum says so; a plain scatter would leave it to the
+    order in which a GPU writes.
+    """
     rows, max_draft = draft.tokens.shape
     position = jnp.arange(1 + max_draft, dtype=jnp.int32)[None]
     place = first[:, None] + position
     place = jnp.where((position <= draft.length[:, None]) & (place >= 0), place, num_places)
     row = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32)[:, None], place.shape)
-    return jnp.zeros(num_places, jnp.int32).at[place].set(row, mode="drop")
+    return jnp.zeros(num_places, jnp.int32).at[place].max(row, mode="drop")
 
 
 def _without(scores: jax.Array, refused: jax.Array) -> jax.Array:
