@@ -183,7 +183,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--pool",
         type=positive,
         metavar="C",
-        help="also draft from a pool of C tokens: new to it in the first run, which come back later",
+        help="also draft from a pool of C tokens, to which the prompts are new in the first run",
     )
     add("--tree_nodes", type=positive, metavar="N", help="draft trees of at most N nodes a row")
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16")

@@ -34,6 +34,7 @@ BAD = {
     "append": "--runs",
     "decode_step": "--slots",
     "fused_copy": "--steps",
+    "peer_suffix": "--steps",
     "pool_insert": "--runs",
     "seqlens": "--repeats",
     "tree_step": "--steps",
