@@ -56,8 +56,17 @@ class Draft:
     """int32[B] tokens of the text up to the earlier occurrence's end, so the index in the text of
     the first drafted token; in a draft from a pool, its index in the group's `Pool.ring`. 0 without
     a match."""
-    source: jax.Array
-    """int32[B] a `Source`: where the match is, even if a limit of 0 leaves no tokens of it."""
+    source: jax.Array | None = None
+    """int32[B] a `Source`: where the match is, even if a limit of 0 leaves no tokens of it. May be
+    left out of a draft made by hand: `sources` then goes by its matches."""
+
+    @property
+    def sources(self) -> jax.Array:
+        """int32[B] `source`; without it, own text where there is a match, else a neural drafter."""
+        if self.source is not None:
+            return self.source
+        without = jnp.where(self.length > 0, int(Source.NEURAL), int(Source.NONE))
+        return jnp.where(self.match_length > 0, int(Source.OWN), without).astype(jnp.int32)
 
 
 def extend(

@@ -180,7 +180,7 @@ def merge_drafts(
         length=_prefix_length(drafted),
         match_length=jnp.where(use, automaton_draft.match_length, 0),
         match_end=jnp.where(use, automaton_draft.match_end, 0),
-        source=jnp.where(use, automaton_draft.source, source),
+        source=jnp.where(use, automaton_draft.sources, source),
     )
 
 

@@ -1,5 +1,6 @@
 """The chance that drafts hold, and the one budget that a batch shares."""
 
+import dataclasses
 import itertools
 import math
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jax_sa
-from jax_sa import budget
+from jax_sa import Source, budget
 
 K = 8
 
@@ -183,3 +184,16 @@ def test_one_row_has_the_whole_budget(total, length):
     draft = make_draft([6], [2])
     weights = jnp.full(1, 0.25, jnp.float32)
     assert share(draft, jnp.asarray(total, jnp.int32), weights=weights).length.tolist() == [length]
+
+
+def test_a_draft_made_by_hand_needs_no_source():
+    """It is the row's own where there is a match, and neural where there is none."""
+    length, match = jnp.array([4, 4, 0], jnp.int32), jnp.array([5, 0, 0], jnp.int32)
+    by_hand = jax_sa.Draft(jnp.ones((3, 4), jnp.int32), length, match, match)
+    assert by_hand.sources.tolist() == [Source.OWN, Source.NEURAL, Source.NONE]
+    whole = dataclasses.replace(by_hand, source=by_hand.sources)
+    for most in range(9):
+        lengths = [jax_sa.share_budget(d, most).length.tolist() for d in (by_hand, whole)]
+        assert lengths[0] == lengths[1]
+    merged = jax_sa.merge_drafts(by_hand, jnp.full((3, 2), 7, jnp.int32))
+    assert merged.source.tolist() == [Source.OWN, Source.NEURAL, Source.NEURAL]
