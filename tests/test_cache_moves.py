@@ -65,11 +65,11 @@ def test_paged():
     np.testing.assert_array_equal(got[:, 1:], wanted[:, 1:])
 
 
-def compile_move(sharding, paged):
+def compile_move(sharding, paged, dtype=jnp.bfloat16):
     """In a loop, as a decoder moves."""
     shape = (4, 64, 2, 1024, 16) if paged else (4, 8, 2, 8192, 16)
     shapes = (
-        [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)] * 2,
+        [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)] * 2,
         jax.ShapeDtypeStruct((8,), jnp.int32, sharding=sharding),
         jax.ShapeDtypeStruct((8, 17), jnp.int32, sharding=sharding),
         jax.ShapeDtypeStruct((8, 8), jnp.int32, sharding=sharding) if paged else None,
@@ -84,9 +84,21 @@ def compile_move(sharding, paged):
     return jax.jit(program, donate_argnums=0).lower(*shapes).compile(), shapes[0]
 
 
+widens_bfloat16 = pytest.mark.xfail(
+    jax.__version_info__ < (0, 11) and jax.default_backend() == "cpu",
+    reason="jax 0.10 scatters bfloat16 in float32 on a CPU, so it converts the whole array",
+)
+
+
 @pytest.mark.parametrize("paged", [False, True])
-def test_in_place(paged):
-    copies.assert_in_place(*compile_move(None, paged), smallest=2**20, room=2**22)
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.float32, pytest.param(jnp.bfloat16, marks=widens_bfloat16)],
+    ids=["float32", "bfloat16"],
+)
+def test_in_place(dtype, paged):
+    compiled, entries = compile_move(None, paged, dtype)
+    copies.assert_in_place(compiled, entries, smallest=2**20, room=2**22)
 
 
 h100 = test_gpu_program.h100  # the fixture
