@@ -1,5 +1,8 @@
 """The chances of a tree's nodes: of a chain those of a draft; of siblings, what is left."""
 
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,3 +81,9 @@ def test_rank_across_rows_keeps_parents_first(seed):
         for node in range(int(tree.length[row])):
             parent = int(tree.parents[row, node])
             assert parent == jax_sa.ROOT or ranks[row, parent] < ranks[row, node]
+
+
+def test_neural_drafts_count_alike_where_trees_are_built_and_where_they_are_weighed():
+    header = (pathlib.Path(__file__).parents[1] / "ffi" / "draft_tree.h").read_text()
+    (length,) = re.findall(r"kNeuralMatch = (\d+);", header)
+    assert int(length) == budget.NEURAL_MATCH_LENGTH
