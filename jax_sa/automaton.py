@@ -35,7 +35,7 @@ from jax_sa.draft import DRAFT_FILL as DRAFT_FILL
 from jax_sa.draft import Source as Source
 from jax_sa.pool import Pool, check_pool
 from jax_sa.scan_state import ScanState
-from jax_sa.state import AnyState, check_state
+from jax_sa.state import AnyState, StateT, check_state
 
 MAX_DRAFT = 2**16
 """The largest `max_draft`."""
@@ -70,8 +70,8 @@ class Draft:
 
 
 def extend(
-    state: AnyState, tokens: jax.Array, lengths: jax.Array, *, slots: jax.Array | None = None
-) -> AnyState:
+    state: StateT, tokens: jax.Array, lengths: jax.Array, *, slots: jax.Array | None = None
+) -> StateT:
     """Appends `tokens[b, :lengths[b]]` to the text of row b's slot.
 
     On CUDA, where T is 256 or more, the automata of long rows are built in parallel if that is
@@ -164,7 +164,7 @@ def lookup(
 
 
 def extend_lookup(
-    state: AnyState,
+    state: StateT,
     tokens: jax.Array,
     lengths: jax.Array,
     *,
@@ -178,7 +178,7 @@ def extend_lookup(
     periodic: bool = True,
     pool: Pool | None = None,
     groups: jax.Array | None = None,
-) -> tuple[AnyState, Draft]:
+) -> tuple[StateT, Draft]:
     """`extend`, then `lookup` of the same rows, in one kernel launch, or two for long rows.
 
     Arguments, results and errors are theirs, but for one thing: of rows that name one slot, only
@@ -202,7 +202,7 @@ def extend_lookup(
     return state, Draft(*results)
 
 
-def reset(state: AnyState, slots: jax.Array) -> AnyState:
+def reset(state: StateT, slots: jax.Array) -> StateT:
     """Empties slots, their status included: every array of an empty slot is zeros but its seed.
 
     Args:
@@ -218,7 +218,7 @@ def reset(state: AnyState, slots: jax.Array) -> AnyState:
     return state
 
 
-def copy_slots(state: AnyState, src: jax.Array, dst: jax.Array) -> AnyState:
+def copy_slots(state: StateT, src: jax.Array, dst: jax.Array) -> StateT:
     """Makes slot `dst[b]` a copy of slot `src[b]`, seed included, as when a request is forked.
 
     Args:
@@ -240,7 +240,7 @@ def copy_slots(state: AnyState, src: jax.Array, dst: jax.Array) -> AnyState:
     return state
 
 
-def insert(state: AnyState, built: AnyState, slot: jax.Array | int) -> AnyState:
+def insert(state: StateT, built: StateT, slot: jax.Array | int) -> StateT:
     """Makes one slot a copy of the only slot of another state, seed and status included.
 
     Args:
@@ -406,12 +406,12 @@ def _draft_results(max_draft: int) -> list[Result]:
 def _call(
     op: str,
     operands: Sequence[Argument],
-    state: AnyState,
+    state: StateT,
     results: Sequence[Result] = (),
     attributes: dict[str, Any] | None = None,
     *,
     updates: bool = False,
-) -> tuple[list[jax.Array], AnyState]:
+) -> tuple[list[jax.Array], StateT]:
     """The results of an op of the state's index, and the state as it left it."""
     run = scan.call if isinstance(state, ScanState) else call_on_state
     return run(op, operands, state, results, attributes or {}, updates=updates)

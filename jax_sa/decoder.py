@@ -173,7 +173,7 @@ class Decoder(DraftOptions):
     """N, the nodes of a tree of drafts at most; None: drafts are chains. Without automata, they
     always are."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(self.model):
             raise TypeError(f"model: expected a function, got {type(self.model).__name__}")

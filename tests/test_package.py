@@ -53,6 +53,10 @@ def test_the_public_names_are_listed_and_documented():
         assert getattr(jax_sa, name).__doc__
 
 
+def test_tells_type_checkers_of_its_types():
+    assert (pathlib.Path(jax_sa.__file__).parent / "py.typed").is_file()
+
+
 def test_installed_from_elsewhere():
     """The suite tests the installed package, not the checkout."""
     assert pathlib.Path(jax_sa.__file__).parents[1] != pathlib.Path(__file__).parents[1]

@@ -48,7 +48,7 @@ class DSV4Config:
     max_position_embeddings: int = 1_048_576
     """The longest context that the model was made for."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("layer_types", "mtp_layer_types"):
             set_fields(self, **{name: _check_types(name, getattr(self, name))})
         if not self.layer_types:
@@ -86,7 +86,7 @@ class LayerSpec:
     mtp: bool = False
     """Whether it is an MTP layer."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         set_fields(
             self,
             index=check_int("index", self.index, 0),
