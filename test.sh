@@ -4,6 +4,8 @@
 #   ./test.sh                       everything
 #   ./test.sh -k slots              arguments go to pytest
 #   PYTHON=python3.12 ./test.sh     another interpreter
+#   WHEEL=dist/FILE.whl ./test.sh   a wheel that was built before (see build_wheels.sh)
+#   JAX="jax==0.9.0" ./test.sh      a version of JAX; otherwise the newest
 #   JAX_SA_REQUIRE_GPU=1 ./test.sh  what a missing GPU or CUDA compiler skips becomes a failure
 #
 # On a machine with a GPU the tests run there, elsewhere on the CPU. Where nvcc is found, the GPU's
@@ -14,9 +16,13 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
+files() { find "$repo" \( -name .git -o -name __pycache__ \) -prune -o -print | sort; }
+
 "${PYTHON:-python3}" -m venv "$scratch/venv"
 python=$scratch/venv/bin/python
-"$python" -m pip install --quiet --disable-pip-version-check "$repo[test]"
+files >"$scratch/before"
+"$python" -m pip install --quiet --disable-pip-version-check "${WHEEL:-$repo}[test]" "${JAX:-jax}"
+files | diff "$scratch/before" - || { echo "test.sh: the installation left files behind" >&2; exit 1; }
 
 if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
   "$python" -m pip install --quiet --disable-pip-version-check "$repo[cuda13]"
