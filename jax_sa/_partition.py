@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jax_sa._checks import INT32_MAX
 from jax_sa._target import ROW_AXIS, Role, Target, axis_shapes, run_here
@@ -76,7 +76,9 @@ def _partition(
     shapes = axis_shapes(target, operands)
 
     def run_part(*parts: jax.Array) -> list[jax.Array]:
-        return _run_part(target, split, shapes.get(target.table, ()), *parts)
+        # Or a mesh around the program, whose axes are Explicit, would shard the parts once more.
+        with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+            return _run_part(target, split, shapes.get(target.table, ()), *parts)
 
     return (
         mesh,

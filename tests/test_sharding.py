@@ -116,6 +116,15 @@ def test_not_jitted(op):
     equal(OPS[op](*pick(op, place(values, mesh))), OPS[op](*pick(op, values)))
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_inside_set_mesh(op):
+    """A mesh around the program, whose axes are Explicit, changes nothing."""
+    mesh, values = make_mesh("explicit"), arguments(2)
+    expected = OPS[op](*pick(op, values))
+    with jax.set_mesh(mesh):
+        equal(jax.jit(OPS[op])(*pick(op, place(values, mesh))), expected)
+
+
 def in_while(op):
     """The op three times, on the state that the time before left; the last results."""
 
