@@ -9,13 +9,6 @@
 
 #include "rows.h"
 
-// So that what a tile holds stays in registers.
-#ifdef __CUDA_ARCH__
-#define JAX_SA_UNROLL _Pragma("unroll")
-#else
-#define JAX_SA_UNROLL
-#endif
-
 namespace jax_sa {
 
 struct ScanSlot {
