@@ -57,6 +57,11 @@ def table_split(target: Target, shardings: Sequence[Any]) -> list[MeshAxes]:
 
 def run(target: Target, *operands: jax.Array) -> list[jax.Array]:
     """Calls the target on operands that may be sharded."""
+    mesh = jax.typeof(operands[0]).sharding.mesh
+    left = [mesh.shape[axis] for axis in mesh.axis_names if axis not in mesh.manual_axes]
+    if mesh.manual_axes and math.prod(left) == 1:
+        # Inside a shard_map that leaves nothing to split, where JAX's partitioning would fail.
+        return run_here(target, *operands)
     return _run(target, *operands)
 
 

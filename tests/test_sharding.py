@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from copies import assert_in_place
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from meshes import MESHES, make_mesh
 from op_calls import (
     ADDING,
@@ -190,9 +190,11 @@ def test_shard_map(mesh, op):
     equal(got, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *results))
 
 
-def test_beside_an_axis_that_is_manual():
+@pytest.mark.parametrize("other", [1, 2])
+def test_beside_an_axis_that_is_manual(other):
     """In a shard_map over one axis only, the other is left to the partitioner."""
     mesh, values = make_mesh("auto 2x2"), arguments()
+    mesh = Mesh(mesh.devices[:, :other], mesh.axis_names)
     split = PartitionSpec("data")
     run = jax.shard_map(
         OPS["extend_lookup"], mesh=mesh, in_specs=split, out_specs=split, axis_names={"data"}

@@ -107,6 +107,11 @@ def part(value, is_split, shard, shards):
     return jax.tree.map(cut, value) if is_split else value
 
 
+def jitted(op):
+    """The op on one device."""
+    return jax.jit(OTHERS[op].run)
+
+
 def place(op, values, mesh):
     return [
         jax.device_put(value, NamedSharding(mesh, PartitionSpec(*(["data"] if is_split else []))))
@@ -117,7 +122,7 @@ def place(op, values, mesh):
 @pytest.mark.parametrize("op", OTHERS)
 def test_plain_jit(op):
     mesh, values = make_mesh(), other_arguments(op)
-    equal(jax.jit(OTHERS[op].run)(*place(op, values, mesh)), OTHERS[op].run(*values))
+    equal(jitted(op)(*place(op, values, mesh)), jitted(op)(*values))
 
 
 @pytest.mark.parametrize("op", OTHERS)
@@ -129,7 +134,7 @@ def test_shard_map(op):
     out = PartitionSpec("data") if any(split) else PartitionSpec()
     run = jax.shard_map(OTHERS[op].run, mesh=mesh, in_specs=specs, out_specs=out)
     parts = [
-        OTHERS[op].run(*(part(v, s, shard, shards) for v, s in zip(values, split, strict=True)))
+        jitted(op)(*(part(v, s, shard, shards) for v, s in zip(values, split, strict=True)))
         for shard in range(shards)
     ]
     expected = jax.tree.map(lambda *x: jnp.concatenate(x), *parts) if any(split) else parts[0]
@@ -140,7 +145,7 @@ def test_shard_map(op):
 def test_vmap(op):
     elements = [other_arguments(op, seed) for seed in range(2)]
     together = jax.tree.map(lambda *x: jnp.stack(x), *elements)
-    expected = [OTHERS[op].run(*values) for values in elements]
+    expected = [jitted(op)(*values) for values in elements]
     equal(
         jax.jit(jax.vmap(OTHERS[op].run))(*together),
         jax.tree.map(lambda *x: jnp.stack(x), *expected),
@@ -175,9 +180,9 @@ def in_while(call):
 @pytest.mark.parametrize("op", OTHERS)
 def test_loops(op, loop):
     call, values = OTHERS[op], other_arguments(op)
-    expected = call.run(*values)
+    expected = jitted(op)(*values)
     if call.updates:
-        expected = call.run(expected, *values[1:])
+        expected = jitted(op)(expected, *values[1:])
     equal(jax.jit(loop(call))(*values), expected)
 
 
@@ -185,12 +190,12 @@ def test_loops(op, loop):
 def test_export(op):
     values = other_arguments(op)
     exported = jax.export.export(
-        jax.jit(OTHERS[op].run),
+        jitted(op),
         platforms=("cpu", "cuda", "tpu"),
         disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("ALL")],
     )(*values)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        equal(exported.call(*other_arguments(op)), OTHERS[op].run(*values))
+        equal(exported.call(*other_arguments(op)), jitted(op)(*values))
 
 
 def compile_for(sharding, run, values):
@@ -232,6 +237,4 @@ def test_on_this_platform(op):
     """On a GPU where there is one: what a CPU gives."""
     values = other_arguments(op)
     cpu = jax.local_devices(backend="cpu")[0]
-    expected = jax.jit(OTHERS[op].run)(*jax.device_put(values, cpu))
-    got = jax.jit(OTHERS[op].run)(*values)
-    equal(got, expected)
+    equal(jitted(op)(*values), jitted(op)(*jax.device_put(values, cpu)))

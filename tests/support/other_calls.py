@@ -1,5 +1,6 @@
 """One call of every op beside `op_calls.OPS`, which are those on a state."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -81,6 +82,12 @@ OTHERS = {
 """By name."""
 
 
+@jax.jit
+def _look_up(state):
+    return jax_sa.lookup(state, max_draft=DRAFT), jax_sa.lookup_tree(state, max_nodes=NODES)
+
+
+@functools.cache
 def other_arguments(op, seed=0):
     """The arguments of a call of that name."""
     rng = np.random.default_rng(seed)
@@ -102,8 +109,7 @@ def other_arguments(op, seed=0):
         return buffers, {"a": jnp.ones((4, 4)), "b": random(0, 9, 4, 3)}, random(0, 5)
     if op == "expand_seqlens":
         return random(0, 9, ROWS), random(-1, 4, ROWS)
-    draft = jax_sa.lookup(state, max_draft=DRAFT)
-    tree = jax_sa.lookup_tree(state, max_nodes=NODES)
+    draft, tree = _look_up(state)
     path = jnp.sort(random(0, 1 + NODES, ROWS, 1 + NODES), axis=1)
     entries = {"keys": jnp.asarray(rng.normal(size=(ROWS, 20, 2)), jnp.float32)}
     return {
