@@ -43,22 +43,31 @@ struct CudaTeam {
 
   JAX_SA_FN bool match_whole(const ScanSlot&, const Appended&) const { return false; }
 
-  template <class Load, class Use>
-  JAX_SA_FN void each(int32_t count, Load load, Use use) const {
+  template <class Body>
+  JAX_SA_FN void each(int32_t count, Body body) const {
     const int32_t stride = num_blocks * kThreads;
-    int32_t i = block * kThreads + static_cast<int32_t>(threadIdx.x);
-    for (; i < count; i += kLoads * stride) {
-      // What is loaded beyond the last is not used.
-      decltype(load(0)) loaded[kLoads];
-#pragma unroll
-      for (int32_t j = 0; j < kLoads; ++j) {
-        const int32_t at = i + j * stride;
-        loaded[j] = load(at < count ? at : i);
-      }
-#pragma unroll
-      for (int32_t j = 0; j < kLoads; ++j) {
-        if (i + j * stride < count) use(i + j * stride, loaded[j]);
-      }
+    for (int32_t i = block * kThreads + static_cast<int32_t>(threadIdx.x); i < count; i += stride) {
+      body(i);
+    }
+  }
+
+  // A tile is a warp's, so that few warps have one at an end of the text.
+  struct Tile {
+    static constexpr int32_t kSize = kLoads;
+    int32_t begin;
+
+    JAX_SA_FN int32_t end() const { return begin + kSize * kWindow; }
+    JAX_SA_FN int32_t at(int32_t j) const {
+      return begin + static_cast<int32_t>(threadIdx.x % kWindow) + j * kWindow;
+    }
+  };
+
+  template <class Body>
+  JAX_SA_FN void tiles(int32_t count, Body body) const {
+    constexpr int32_t kTile = Tile::kSize * kWindow;
+    const int32_t warp = block * kWarps + static_cast<int32_t>(threadIdx.x) / kWindow;
+    for (int32_t begin = warp * kTile; begin < count; begin += num_blocks * kWarps * kTile) {
+      body(Tile{begin});
     }
   }
 
@@ -74,10 +83,14 @@ struct CudaTeam {
 #if __CUDA_ARCH__ >= 900
     if (num_blocks > 1) {
       const auto cluster = cooperative_groups::this_cluster();
+      cluster.barrier_wait();  // until all blocks have begun, and so have their shared memory
       if (threadIdx.x == 0) *cluster.map_shared_rank(&shared.by_block[block], 0) = value;
-      cluster.sync();
-      if (block == 0 && threadIdx.x < kWindow) {
-        value = warp_max(threadIdx.x < num_blocks ? shared.by_block[threadIdx.x] : 0);
+      cluster.barrier_arrive();
+      if (block == 0) {
+        cluster.barrier_wait();
+        if (threadIdx.x < kWindow) {
+          value = warp_max(threadIdx.x < num_blocks ? shared.by_block[threadIdx.x] : 0);
+        }
       }
     }
 #endif
@@ -88,6 +101,9 @@ struct CudaTeam {
 __global__ void __launch_bounds__(kThreads, 2)
     run_scan(const __grid_constant__ Scan op, int32_t num_blocks) {
   __shared__ CudaTeam::Shared shared;
+#if __CUDA_ARCH__ >= 900
+  if (num_blocks > 1) cooperative_groups::this_cluster().barrier_arrive();
+#endif
   const auto block = static_cast<int32_t>(blockIdx.x);
   op(CudaTeam{shared, block % num_blocks, num_blocks}, block / num_blocks);
 }

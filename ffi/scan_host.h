@@ -24,10 +24,26 @@ struct HostTeam {
   // The largest value of all threads, to the leader.
   uint64_t largest(uint64_t value) const { return value; }
 
-  // use(i, load(i)) for all i in [0, count), to each thread in ascending order.
-  template <class Load, class Use>
-  void each(int32_t count, Load load, Use use) const {
-    for (int32_t i = 0; i < count; ++i) use(i, load(i));
+  // body(i) for all i in [0, count).
+  template <class Body>
+  void each(int32_t count, Body body) const {
+    for (int32_t i = 0; i < count; ++i) body(i);
+  }
+
+  // A thread's share of the numbers in [begin, end()).
+  struct Tile {
+    static constexpr int32_t kSize = 8;
+    int32_t begin;
+
+    int32_t end() const { return begin + kSize; }
+    int32_t at(int32_t j) const { return begin + j; }
+  };
+
+  // body(tile) for tiles that have all i in [0, count), each i once, and some beyond in the last;
+  // to each thread in ascending order.
+  template <class Body>
+  void tiles(int32_t count, Body body) const {
+    for (int32_t begin = 0; begin < count; begin += Tile::kSize) body(Tile{begin});
   }
 
   // Finds every match anew, in linear time; or leaves that to the caller and returns false. The

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jax_sa._checks import INT32_MAX
 from jax_sa._target import ROW_AXIS, Role, Target, axis_shapes, run_here
@@ -57,6 +57,11 @@ def table_split(target: Target, shardings: Sequence[Any]) -> list[MeshAxes]:
 
 def run(target: Target, *operands: jax.Array) -> list[jax.Array]:
     """Calls the target on operands that may be sharded."""
+    mesh = jax.typeof(operands[0]).sharding.mesh
+    left = [mesh.shape[axis] for axis in mesh.axis_names if axis not in mesh.manual_axes]
+    if mesh.manual_axes and math.prod(left) == 1:
+        # Inside a shard_map that leaves nothing to split, where JAX's partitioning would fail.
+        return run_here(target, *operands)
     return _run(target, *operands)
 
 
@@ -76,7 +81,9 @@ def _partition(
     shapes = axis_shapes(target, operands)
 
     def run_part(*parts: jax.Array) -> list[jax.Array]:
-        return _run_part(target, split, shapes.get(target.table, ()), *parts)
+        # Or a mesh around the program, whose axes are Explicit, would shard the parts once more.
+        with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+            return _run_part(target, split, shapes.get(target.table, ()), *parts)
 
     return (
         mesh,

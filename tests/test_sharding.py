@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from copies import assert_in_place
 from inspection import with_arrays
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from meshes import MESHES, make_mesh
 from op_calls import (
     ADDING,
@@ -117,6 +117,15 @@ def test_not_jitted(op):
     equal(OPS[op](*pick(op, place(values, mesh))), OPS[op](*pick(op, values)))
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_inside_set_mesh(op):
+    """A mesh around the program, whose axes are Explicit, changes nothing."""
+    mesh, values = make_mesh("explicit"), arguments(2)
+    expected = OPS[op](*pick(op, values))
+    with jax.set_mesh(mesh):
+        equal(jax.jit(OPS[op])(*pick(op, place(values, mesh))), expected)
+
+
 def in_while(op):
     """The op three times, on the state that the time before left; the last results."""
 
@@ -182,9 +191,11 @@ def test_shard_map(mesh, op):
     equal(got, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *results))
 
 
-def test_beside_an_axis_that_is_manual():
+@pytest.mark.parametrize("other", [1, 2])
+def test_beside_an_axis_that_is_manual(other):
     """In a shard_map over one axis only, the other is left to the partitioner."""
     mesh, values = make_mesh("auto 2x2"), arguments()
+    mesh = Mesh(mesh.devices[:, :other], mesh.axis_names)
     split = PartitionSpec("data")
     run = jax.shard_map(
         OPS["extend_lookup"], mesh=mesh, in_specs=split, out_specs=split, axis_names={"data"}
