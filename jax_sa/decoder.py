@@ -25,6 +25,7 @@ from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup, reset
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
 from jax_sa.draft_tree import MAX_NODES, NO_TOKEN, DraftTree, extend_lookup_tree
 from jax_sa.pool import Pool, check_pool
+from jax_sa.row_room import from_last_token, move_back, tokens_again
 from jax_sa.sampling import Sampling, check_sampling
 from jax_sa.state import AnyState, check_state
 from jax_sa.tree_block import tree_block
@@ -32,6 +33,7 @@ from jax_sa.verify import (
     Accepted,
     accept_greedy,
     accept_sampled,
+    check_targets,
     cut_at_stop,
     last_token,
     merge_drafts,
@@ -376,7 +378,7 @@ class Decoder(DraftOptions):
         last = jnp.take_along_axis(prompts, before[:, None], axis=1)[:, 0]
 
         # No logits are used, so none are computed: of a long prompt they would fill the memory.
-        _, cache = self.model(params, prompts, cache)
+        _, cache = self._read(params, prompts, cache, None)
         cache = _advance(cache, before)
         neural = None
         if self.drafter is not None:
@@ -484,16 +486,20 @@ class Decoder(DraftOptions):
           bool[B] whether they end in a stop token; the neural drafter's tokens; the cache.
         """
         tokens = jnp.concatenate([generation.last[:, None], draft.tokens[:, :width]], axis=1)
-        if isinstance(draft, DraftTree) and width > 1:
-            tree = tree_budget.first_nodes(draft, width)
-            block = tree_block(tree, cache.length)
-            logits, cache = self.model(params, tokens, cache, block)
-            accepted, path = self._accept(tree, logits, generation.sampling, key)
+        is_tree = isinstance(draft, DraftTree) and width > 1  # one of a single node is a chain
+        draft_read = tree_budget.first_nodes(draft, width) if is_tree else _chain(draft, width)
+        again = None
+        if width:
+            max_new_tokens = generation.tokens.shape[1]
+            again = tokens_again(generation.lengths, width, max_new_tokens)
+            tokens = move_back(tokens, generation.tokens, generation.lengths, again)
+        block = (tree_block(draft_read, cache.length, again),) if is_tree else ()
+        logits, cache = self._read(params, tokens, cache, again, *block)
+        accepted = self._accept(draft_read, logits, again, generation.sampling, key)
+        path = None
+        if is_tree:
+            accepted, path = accepted
             cache = cache.move(cache.length, path)
-        else:  # a tree of one node is a chain
-            logits, cache = self.model(params, tokens, cache)
-            chain = _chain(draft, width)
-            accepted, path = self._accept(chain, logits, generation.sampling, key), None
         emitted, stopped = cut_at_stop(accepted, ~generation.finished, self.stop_tokens)
         cache, neural = _advance(cache, emitted.length), None
         if self.drafter is not None:
@@ -511,19 +517,42 @@ class Decoder(DraftOptions):
             path = _whole_path(path, emitted.length, longest)
         return (Accepted(padded, emitted.length), path, stopped, neural), cache
 
+    def _read(
+        self, params: Any, tokens: jax.Array, cache: Any, again: jax.Array | None, *tree: Any
+    ) -> tuple[jax.Array, Any]:
+        """Calls the model on a block whose first `again` tokens it has read before.
+
+        The length that it returns does not count.
+        """
+        start = cache if again is None else _advance(cache, -again)
+        logits, read = self.model(params, tokens, start, *tree)
+        return logits, dataclasses.replace(read, length=cache.length)
+
     @staticmethod
+    @follow_rows()
     def _accept(
         draft: Draft | DraftTree,
         logits: jax.Array,
+        again: jax.Array | None,
         sampling: Sampling | None,
         key: jax.Array | None,
     ) -> Any:
         """What the model confirms of a chain, or of a tree, with its path."""
-        is_tree = isinstance(draft, DraftTree)
+        is_tree, first = isinstance(draft, DraftTree), None
         if sampling is None:
-            return (accept_tree_greedy if is_tree else accept_greedy)(draft, logits)
+            chosen = check_targets(logits, draft.length.size, draft.tokens.shape[1], None)
+            if jnp.issubdtype(chosen.dtype, jnp.floating):
+                chosen = jnp.argmax(chosen, axis=-1).astype(jnp.int32)
+            if again is not None:
+                chosen = from_last_token(chosen, again)
+            return (accept_tree_greedy if is_tree else accept_greedy)(draft, chosen)
+        if again is not None:  # packed, so that no logit moves
+            rows, width, vocabulary = logits.shape
+            first = width * jnp.arange(rows, dtype=jnp.int32) + again
+            logits = logits.reshape(-1, vocabulary)
         accept = accept_tree_sampled if is_tree else accept_sampled
-        return accept(key, draft, logits, sampling.temperature, sampling.top_k, sampling.top_p)
+        options = sampling.temperature, sampling.top_k, sampling.top_p
+        return accept(key, draft, logits, *options, first=first)
 
     def widths(self, *, drafts: bool = True) -> tuple[int, ...]:
         """The drafted tokens of a row for which a step is compiled, ascending.
@@ -572,25 +601,28 @@ class Decoder(DraftOptions):
     def _choose(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Draft]:
         """The index of the width with the most expected tokens per cost, and the drafts cut to it.
 
-        All rows have room for the width of the block, so a row's draft is cut by nothing else: a
-        chain at its end, a tree to the nodes that are likeliest to hold.
+        A chain is cut at its end, a tree to the nodes that are likeliest to hold; of these, a row
+        has at most as many as it may still write tokens, since so much is its room.
         """
         widths = jnp.asarray(self.widths(drafts=generation.state is not None), jnp.int32)
         draft, strain = generation.draft, generation.record.strain()
         left = jnp.where(generation.finished, 0, generation.limits - generation.lengths)
         most = jnp.maximum(jnp.max(left), 1).astype(jnp.float32)
         weight = (left.astype(jnp.float32) / most) ** SLOWEST_FIRST
+        max_new_tokens = generation.tokens.shape[1]
+        costs = jnp.where(widths < max_new_tokens, costs, jnp.inf)
         if isinstance(draft, DraftTree):
             chances = tree_budget.survival(draft, strain)
             rank = tree_budget.rank_in_row(chances)
-            chosen = rank[None] < widths[:, None, None]
+            room = (max_new_tokens - generation.lengths)[:, None]
+            chosen = rank[None] < jnp.minimum(widths[:, None, None], room[None])
             held = jnp.sum(jnp.where(chosen, (weight[:, None] * chances)[None], 0.0), axis=(1, 2))
         else:
             chances = weight[:, None] * budget.survival(draft, strain)
             held = budget.expected_tokens(chances, jnp.minimum(draft.length[None], widths[:, None]))
         index = budget.best_width(jnp.sum(weight) + held, costs)
         if isinstance(draft, DraftTree):
-            return index, tree_budget.keep(draft, (rank < widths[index]) & (chances > 0.0))
+            return index, tree_budget.keep(draft, chosen[index] & (chances > 0.0))
         return index, budget.cut_draft(draft, widths[index])
 
     def _draft(
