@@ -130,14 +130,12 @@ def test_parameters_that_are_no_pytree():
 
 def test_a_cache_that_says_its_capacity():
     model = jax_sa.from_forward(attention_model.forward, attention_model.init_keys)
-    options = {"max_new_tokens": 4}
+    given = model, ATTENTION, [[1, 2, 3]] * 2, [3, 3]
     with pytest.raises(ValueError, match="cache: expected a capacity of at least 7.*got 6"):
-        jax_sa.generate(
-            model, ATTENTION, [[1, 2, 3]] * 2, [3, 3], model.init_cache(2, 6), **options
-        )
+        jax_sa.generate(*given, model.init_cache(2, 6), max_new_tokens=4)
     cache = dataclasses.replace(model.init_cache(2, 7), length=jnp.asarray([0, 1], jnp.int32))
     with pytest.raises(ValueError, match="cache: expected a capacity of at least 8.*got 7"):
-        jax_sa.generate(model, ATTENTION, [[1, 2, 3]] * 2, [3, 3], cache, **options)
+        jax_sa.generate(*given, cache, max_new_tokens=4)
 
 
 def one_index(params, tokens, positions, keys):
@@ -174,8 +172,9 @@ def test_models_made_of_a_forward_function(kind):
             model.init_cache(3, 16 + 40),
             max_new_tokens=40,
             state=state,
+            costs=costs,
         )
-        for state in (None, jax_sa.init(3, 64))
+        for state, costs in ((None, None), (jax_sa.init(3, 64), jnp.ones(6)))
     )
     assert drafted.to_lists() == plain.to_lists()
     assert int(plain.calls) == 40 and int(drafted.calls) < 40
@@ -261,11 +260,15 @@ def forbid_three(logits, block, generation):
 def forbid_repeats(logits, block, generation):
     """No token that the answer holds already comes again, the draft before a place included."""
     assert generation.cache is None
+    vocabulary = jnp.arange(logits.shape[-1])
     place = jnp.arange(generation.tokens.shape[1], dtype=jnp.int32)[None]
-    said = jax.nn.one_hot(generation.tokens, logits.shape[-1])
-    said = jnp.sum(said * (place < generation.lengths[:, None])[..., None], axis=1)
-    drafted = jnp.cumsum(jax.nn.one_hot(block, logits.shape[-1]).at[:, 0].set(0.0), axis=1)
-    return jnp.where(said[:, None] + drafted > 0, -1.0, logits)
+    counts = place < generation.lengths[:, None]
+    said = jnp.any((generation.tokens[..., None] == vocabulary) & counts[..., None], axis=1)
+    is_draft = jnp.arange(block.shape[1])[None, :, None] > 0
+    drafted = jax.lax.cummax(
+        ((block[..., None] == vocabulary) & is_draft).astype(jnp.int32), axis=1
+    )
+    return jnp.where(said[:, None] | (drafted > 0), -1.0, logits)
 
 
 def plain_without_repeats(prompt, count):
