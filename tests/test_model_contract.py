@@ -260,7 +260,7 @@ def forbid_three(logits, block, generation):
 def forbid_repeats(logits, block, generation):
     """No token that the answer holds already comes again, the draft before a place included."""
     assert generation.cache is None
-    vocabulary = jnp.arange(logits.shape[-1])
+    vocabulary = jnp.arange(logits.shape[-1])[None, None]
     place = jnp.arange(generation.tokens.shape[1], dtype=jnp.int32)[None]
     counts = place < generation.lengths[:, None]
     said = jnp.any((generation.tokens[..., None] == vocabulary) & counts[..., None], axis=1)

@@ -1,1 +1,1 @@
-"""Other libraries' models in the loops of jax_sa: `python -m integrations.gemma`, from examples/."""
+"""Other libraries in the loops of jax_sa: `python -m integrations.gemma`, from examples/."""

@@ -13,10 +13,10 @@ import sys
 
 import jax
 import jax.numpy as jnp
-from integrations.show import parser, show
 from gemma import gm
 
 import jax_sa
+from integrations.show import parser, show
 
 TINY = gm.nn.config.TransformerConfig(
     num_embed=256,
