@@ -87,26 +87,32 @@ def draw_automaton(
       size: of the letters, in points.
     """
     circles = [Circle(place, _RADIUS, edgecolor=EDGE, zorder=3) for place in _places(automaton)]
+    heights = [circle.center[1] for circle in circles]
     for (source, token, target), solid in zip(automaton.edges, automaton.solid, strict=True):
         ends = circles[source], circles[target]
         bend = _bend(*ends)
         _draw_arrow(axes, *ends, bend, EDGE, "-" if solid else ":")
         x, y = _middle(*ends, bend)
+        heights.append(y)
         axes.text(x, y, name(int(token)), size=size, ha="center", va="center", **_LABEL)
     for node, link in enumerate(automaton.links):
         if link >= 0:
-            _draw_arrow(axes, circles[node], circles[link], -0.25, LINK, "--")
+            ends = circles[node], circles[link]
+            _draw_arrow(axes, *ends, _LINK_BEND, LINK, "--")
+            heights.append(_middle(*ends, _LINK_BEND)[1])
     for node, circle in enumerate(circles):
         circle.set_facecolor(MATCH if node in automaton.window else "white")
         axes.add_patch(circle)
         axes.text(*circle.center, str(node), size=size, ha="center", va="center", zorder=4)
-    heights = [circle.center[1] for circle in circles]
-    axes.set(xlim=(-0.5, len(automaton.tokens) + 0.5), ylim=(min(heights) - 1, 1.4))
+    axes.set(
+        xlim=(-0.5, len(automaton.tokens) + 0.5), ylim=(min(heights) - 0.4, max(heights) + 0.4)
+    )
     axes.set_aspect("equal")
     axes.axis("off")
 
 
 _RADIUS = 0.2
+_LINK_BEND = -0.25
 _LABEL = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}, "zorder": 2}
 
 
