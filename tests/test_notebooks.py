@@ -6,7 +6,7 @@ import pytest
 
 FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
 SHOWS = {  # figures, and what is printed
-    "quickstart": (3, ["output identical"] * 3),
+    "quickstart": (3, ["output identical"] * 2),
     "inside_the_automaton": (11, ["    9     0       2          3  'bc'\n"]),
     "will_it_help_me": (3, ["own text", "with a pool", "a tree of 16", "max_draft=", "MiB"]),
     "cache_planning": (2, ["fits: True", "page    [3, 3, 0]", "entry   [10, 11, 0]"]),
