@@ -1,5 +1,8 @@
 """The pictures show what is there: their texts, shapes and colours, without looking at pixels."""
 
+import os
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -71,3 +74,20 @@ def test_needs_matplotlib():
     assert result.returncode == 1
     expected = "ImportError: the package matplotlib is missing: pip install jax_sa[plot]"
     assert result.stderr.splitlines()[-1] == expected
+
+
+def written_in(svg):
+    return re.findall(r">([^<>\s]+)</text>", svg.read_text())
+
+
+def test_figures_of_the_documents_are_those_of_states(tmp_path):
+    """What is written in them, token by token and node by node; lines depend on matplotlib."""
+    docs = pathlib.Path(__file__).parents[1] / "docs"
+    command = [sys.executable, docs / "figures.py", tmp_path]
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    subprocess.run(command, check=True, env=environment)
+    drawn = sorted(tmp_path.glob("*.svg"))
+    assert {path.name for path in drawn} == {path.name for path in docs.glob("images/*.svg")}
+    for path in drawn:
+        assert len(written_in(path)) > 5
+        assert written_in(path) == written_in(docs / "images" / path.name)
