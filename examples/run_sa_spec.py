@@ -15,7 +15,9 @@ and a real LLM, which `examples/import_gguf.py` makes a checkpoint of:
 import argparse
 import json
 import pathlib
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -252,7 +254,9 @@ def note_options_without_effect(args: argparse.Namespace, modes: list[Mode]) -> 
 
 def note(message: str) -> None:
     """Says something to people, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    columns = shutil.get_terminal_size().columns
+    lines = textwrap.wrap(message, columns, break_long_words=False, break_on_hyphens=False)
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:

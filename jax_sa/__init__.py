@@ -46,6 +46,8 @@ from jax_sa.draft_tree import extend_lookup_tree as extend_lookup_tree
 from jax_sa.draft_tree import lookup_tree as lookup_tree
 from jax_sa.draft_tree import tree_mask as tree_mask
 from jax_sa.host_build import build_on_host as build_on_host
+from jax_sa.inspection import Automaton as Automaton
+from jax_sa.inspection import inspect_slot as inspect_slot
 from jax_sa.manager import SAConfig as SAConfig
 from jax_sa.manager import SuffixAutomatonManager as SuffixAutomatonManager
 from jax_sa.model_check import Clause as Clause

@@ -102,6 +102,10 @@ class SuffixAutomatonManager:
     it is removed: see docs/pool.md for what that tells one request about another.
     """
 
+    config: SAConfig
+    """The slots, and the options of their drafts."""
+    max_num_requests: int
+    """B, the rows of a batch."""
     state: AnyState
     """The texts of all slots and their index, updated in place."""
     pool: Pool | None

@@ -30,7 +30,7 @@ PUBLIC = {
     ),
     *("extend", "lookup", "lookup_after", "extend_lookup", "reset", "copy_slots"),
     *("Draft", "DRAFT_FILL"),
-    *("read_tokens", "build_on_host", "insert"),
+    *("read_tokens", "build_on_host", "insert", "inspect_slot", "Automaton"),
     *("Pool", "init_pool", "get_pool_size", "insert_slots", "Source"),
     *("SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"),
     *("DraftTree", "ROOT", "lookup_tree", "extend_lookup_tree", "tree_mask"),

@@ -306,9 +306,7 @@ def test_command(tmp_path, capsys):
     path, report_path = save_npz(tmp_path / "t.npz"), tmp_path / "report.json"
     assert run(path, "--max-draft", 4, "--slots", 3, "--json", report_path) == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[0].split() == (
-        "category responses tokens steps tokens per step drafted per step accepted per step".split()
-    )
+    assert table[0].split() == ("category responses tokens steps tokens/step drafted/step".split())
     assert [line.split()[0] for line in table[2:]] == [
         *("code", "int32", "loop", "random", "silent", "all")
     ]

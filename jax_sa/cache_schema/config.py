@@ -14,9 +14,12 @@ from jax_sa.cache_schema._fields import set_fields
 class AttentionType(enum.StrEnum):
     """The kinds of layer; a value is its name in the `layer_types` of a Hugging Face config."""
 
-    SWA = "sliding_attention"  # the sliding window alone
-    CSA = "compressed_sparse_attention"  # and an entry per csa_ratio tokens, picked by an indexer
-    HCA = "heavily_compressed_attention"  # and an entry per hca_ratio tokens, all attended
+    SWA = "sliding_attention"
+    """The sliding window alone."""
+    CSA = "compressed_sparse_attention"
+    """And an entry for each `csa_ratio` tokens, of which an indexer picks some."""
+    HCA = "heavily_compressed_attention"
+    """And an entry for each `hca_ratio` tokens, all of them attended to."""
 
 
 @dataclass(frozen=True)
