@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from llama import attention_kernel
-from llama.attention import Block, Memory
+from jax_sa.llama import attention_kernel
+from jax_sa.llama.attention import Block, Memory
 
 MOST_TOKENS = 256
 """Blocks of more tokens are left to XLA's products: prompts."""
@@ -112,7 +112,7 @@ def normalise(
 ) -> tuple[jax.Array, jax.Array]:
     """States x [T, D] plus the parts float32[P, T, D] of a product; and these normalised.
 
-    It is `llama.model.rms_norm` by the layer's weights of [L, D].
+    It is `jax_sa.llama.model.rms_norm` by the layer's weights of [L, D].
     """
     hidden, num_parts = x.shape[1], parts.shape[0]
 
