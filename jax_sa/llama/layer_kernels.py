@@ -23,10 +23,13 @@ from jax.experimental.pallas import triton
 from jax_sa.llama import attention_kernel
 from jax_sa.llama.attention import Block, Memory
 
-MOST_TOKENS = 256
-"""Blocks of more tokens are left to XLA's products: prompts."""
+MOST_TOKENS = 1024
+"""Blocks of more tokens are left to XLA's products. Their layers are a loop in the program, for
+which a GPU waits for the host: so does then every step that might have such a block."""
 TOKENS = 64
-"""Tokens of a tile at most; at least 16, of which a product may use fewer."""
+"""Tokens of a tile at most."""
+FEWEST = 16
+"""Tokens of a tile at least, of which a product may use fewer."""
 COLUMNS = (64, 32, 16)
 """Outputs of a tile: as many as leave a program for each multiprocessor."""
 PROGRAMS = 128
@@ -317,7 +320,7 @@ def _call(
 
 def _tile(total: int) -> int:
     """M, for blocks of so many tokens."""
-    return min(TOKENS, max(16, pl.next_power_of_2(total)))
+    return min(TOKENS, max(FEWEST, pl.next_power_of_2(total)))
 
 
 def _token(tile: int) -> jax.Array:
