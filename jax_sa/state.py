@@ -54,9 +54,7 @@ class Invalid(enum.IntFlag):
     EDGES = 8
     """`edges` lacks an edge, has one too many or twice, one with another target, or one where no
     search finds it."""
-    LISTS = 16
-    """The lists in `heads` and `edges` do not hold each edge once, at its own node."""
-    MATCH = 32
+    MATCH = 16
     """`match` of a `ScanState` is not what comparing the text with itself gives."""
 
 
@@ -76,7 +74,9 @@ class State:
     An end position counts the tokens up to the end of an occurrence.
 
     Edges: the edge `tokens[i]` from prefix node i to i + 1 is implied by the text. All others are
-    explicit, at most 2 N of them.
+    explicit, at most 2 N of them, and stored by the first end position of their source. Nodes of
+    one first end share an edge that leads to the same node: it is stored once, with the length of
+    the longest of them, and holds down to the next shorter one that is stored.
     """
 
     length: jax.Array
@@ -88,8 +88,8 @@ class State:
     seed: jax.Array
     """[S] the seed of the edge table's hash, the slot's own: it stays when the slot is reset."""
     suffixes: jax.Array
-    """[S, W, 2] the longest repeated suffixes of the text, longest first: (node, length). The
-    root ends the list."""
+    """[S, W, 3] the longest repeated suffixes of the text, longest first: (node, length, first
+    end position). The root ends the list."""
     tokens: jax.Array
     """[S, N] the text."""
     nodes: jax.Array
@@ -97,11 +97,10 @@ class State:
     if that is its first)."""
     clones: jax.Array
     """[S, N, 2] by node - N - 1: (length, first end position)."""
-    heads: jax.Array
-    """[S, 2N] by node: entry + 1 of the first explicit edge in its list."""
     edges: jax.Array
-    """[S, E, 4] by hash of (seed, node, token), linear probing: (node + 1 or 0 if free, token,
-    2 * target + (1 if solid), entry + 1 of the next edge of that node)."""
+    """[S, E, 4] by hash of (seed, first end, token), linear probing: (first end of the sources + 1
+    or 0 if free, token, 2 * target + (1 if the edge of the longest source is solid), length of the
+    longest source)."""
 
     @property
     def num_slots(self) -> int:
@@ -122,11 +121,10 @@ def slot_shapes(max_seq_len: int) -> dict[str, tuple[int, ...]]:
         "status": (),
         "num_clones": (),
         "seed": (),
-        "suffixes": (WINDOW, 2),
+        "suffixes": (WINDOW, 3),
         "tokens": (n,),
         "nodes": (2 * n, 2),
         "clones": (n, 2),
-        "heads": (2 * n,),
         # A text of n tokens has at most 2n explicit edges, so the table is never more than 4/5
         # full, and on real text never more than half.
         "edges": (5 * n // 2 + 2, 4),
@@ -180,7 +178,7 @@ def get_state_size(max_seq_len: int, *, index: str = "automaton") -> int:
 
     Args:
       max_seq_len: N.
-      index: "automaton", 76 bytes for each token of N, and about 300; "scan", 8 for each, and 8.
+      index: "automaton", 68 bytes for each token of N, and about 430; "scan", 8 for each, and 8.
 
     Raises:
       ValueError: `max_seq_len` is outside [1, 2**28], or `index` is neither.
@@ -210,7 +208,7 @@ def init(
         texts come from strangers, draw it at random and keep it to yourself. The scan has none.
       index: what finds matches; every op takes the state of either. "automaton": a `State`, whose
         steps do not depend on the length of a text; on CPU and CUDA. "scan": a `ScanState`, on
-        every backend, a ninth of the memory; a step reads the whole text. "auto": the one that
+        every backend, an eighth of the memory; a step reads the whole text. "auto": the one that
         suits the backend and the sizes: the automaton on a CPU; on a GPU the scan where slots have
         room for at most 2**15 tokens, and those of a device for at most 2**19 together, else the
         automaton; the scan on any other backend.

@@ -283,8 +283,8 @@ def test_what_cannot_be_followed_is_refused(kind):
     inside = dataclasses.replace(state, tokens=put(state.tokens, None, "data"))
     with pytest.raises(refused(kind), match=r"state.tokens: expected .* over its slots alone"):
         jax.jit(OPS["validate"])(inside)
-    mixed = dataclasses.replace(state, heads=put(state.heads))
-    with pytest.raises(refused(kind), match=r"state.heads: expected .* like the rest of its slots"):
+    mixed = dataclasses.replace(state, clones=put(state.clones))
+    with pytest.raises(refused(kind), match=r"state.clones: expected .* like the rest of its slots"):
         jax.jit(OPS["validate"])(mixed)
     whole = jax.tree.map(put, values["state"])
     with pytest.raises(refused(kind), match=r"(tokens|state.length): expected .*, got"):
