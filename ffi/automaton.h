@@ -140,9 +140,7 @@ class Automaton {
     return recent ? slot_.recent_end(suffix.node, suffix.first_end) : suffix.first_end;
   }
 
-  JAX_SA_FN Suffix suffix_above(int32_t node) const {
-    return slot_.suffix(slot_.nodes[node].link);
-  }
+  JAX_SA_FN Suffix suffix_above(int32_t node) const { return slot_.suffix(slot_.nodes[node].link); }
 
   // Finds the longest suffix that has an edge with the token; returns its lane, all places in
   // place_. The suffixes of windows before the last get one to the new node on the way.
@@ -179,9 +177,8 @@ class Automaton {
       const Suffix from = suffix_[lane];
       slot_.edges[entry] = {from.first_end + 1, token, target, from.length};
     };
-    const bool distinct = warp_.all_distinct(end, [&](int32_t lane) {
-      return (writers >> lane & 1) != 0 ? place_[lane].entry : ~lane;
-    });
+    const bool distinct = warp_.all_distinct(
+        end, [&](int32_t lane) { return (writers >> lane & 1) != 0 ? place_[lane].entry : ~lane; });
     if (distinct) {
       warp_.each(end, [&](int32_t lane) {
         if ((writers >> lane & 1) != 0) write(lane, place_[lane].entry);

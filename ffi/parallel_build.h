@@ -214,8 +214,8 @@ class ParallelBuild {
 
   // The edges by the last token of a prefix come from the prefix without it and from those of its
   // ancestors that no other prefix, earlier in the order, gives the edge to. That of the prefix is
-  // implied by the text. Each edge so comes up once, also those that are not stored because a longer
-  // node of the same first end has the same.
+  // implied by the text. Each edge so comes up once, also those that are not stored because a
+  // longer node of the same first end has the same.
   JAX_SA_FN void count_edges() {
     grid_.scan(
         count_, edges_, [](int32_t a, int32_t b) { return a + b; },

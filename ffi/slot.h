@@ -95,15 +95,15 @@ struct Hash {
 
 // The arrays of a slot in the order of `jax_sa.State`'s fields: their elements' type, their name,
 // and how many elements a slot has.
-#define JAX_SA_LEAVES(LEAF)             \
-  LEAF(int32_t, length, 1)              \
-  LEAF(int32_t, status, 1)              \
-  LEAF(int32_t, num_clones, 1)          \
-  LEAF(int32_t, seed, 1)                \
-  LEAF(Suffix, suffixes, kWindow)       \
-  LEAF(int32_t, tokens, max_seq_len)    \
-  LEAF(Node, nodes, 2 * max_seq_len)    \
-  LEAF(Clone, clones, max_seq_len)      \
+#define JAX_SA_LEAVES(LEAF)          \
+  LEAF(int32_t, length, 1)           \
+  LEAF(int32_t, status, 1)           \
+  LEAF(int32_t, num_clones, 1)       \
+  LEAF(int32_t, seed, 1)             \
+  LEAF(Suffix, suffixes, kWindow)    \
+  LEAF(int32_t, tokens, max_seq_len) \
+  LEAF(Node, nodes, 2 * max_seq_len) \
+  LEAF(Clone, clones, max_seq_len)   \
   LEAF(Edge, edges, num_entries)
 
 // A reference to one slot: passed by value, owns nothing.

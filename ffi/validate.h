@@ -65,8 +65,8 @@ class Comparison {
 
   JAX_SA_FN bool is_taken(int32_t entry) const { return slot_.edges[entry].first_end != 0; }
 
-  // Takes the same edge, of the same target, out of the built slot. A search for it ends there or at
-  // a free entry. Its text's length is given as 0, because implied edges must not be among the
+  // Takes the same edge, of the same target, out of the built slot. A search for it ends there or
+  // at a free entry. Its text's length is given as 0, because implied edges must not be among the
   // explicit ones.
   JAX_SA_FN bool take(Edge edge) const {
     if (edge.first_end < 1 || edge.target == kSeen) return false;
