@@ -68,7 +68,7 @@ float milliseconds(cudaEvent_t begin, cudaEvent_t end) {
 
 jax_sa::State empty_state(int num_slots, int max_seq_len) {
   using namespace jax_sa;
-  const int num_entries = 5 * max_seq_len / 2 + 2;
+  const int num_entries = 5 * max_seq_len / 2 + 16;
   State state;
 #define ALLOCATE(type, name, size) state.name = device_zeros<type>(int64_t{num_slots} * (size));
   JAX_SA_LEAVES(ALLOCATE)

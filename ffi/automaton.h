@@ -146,36 +146,38 @@ class Automaton {
   // place_. The suffixes of windows before the last get one to the new node on the way.
   JAX_SA_FN int32_t probe(int32_t token) {
     for (;;) {
-      warp_.each(count_, [&](int32_t lane) {
-        place_[lane] = slot_.find(hash_, suffix_[lane], token, length_);
-      });
+      find_places(token);
       const uint32_t found = warp_.ballot(count_, [&](int32_t lane) {
         return place_[lane].target != kNone && place_[lane].target != length_;
       });
       if (found != 0) return Warp::lowest_bit(found);
       write_edges(count_, count_, token, kNone);
       if (complete_) return kNoLane;
-      const int32_t shortest = node_in(kWindow - 1);
-      count_ = 0;
-      follow_links(shortest);
+      move_window();
     }
   }
 
+  JAX_SA_FN void find_places(int32_t token) {
+    warp_.each(count_, [&](int32_t lane) {
+      place_[lane] = slot_.find(hash_, suffix_[lane], token, length_);
+    });
+  }
+
   // Leads the lanes before `first` to the new node, and those from there up to `end` to the clone.
-  // Of suffixes with the same first end, which are neighbours, the longest writes the edge; it may
-  // have been in the window before this one.
+  // Of suffixes with the same first end, which are neighbours, the longest writes the edge. It may
+  // have been in the window before this one: then the others' edges lead there already.
   JAX_SA_FN void write_edges(int32_t first, int32_t end, int32_t token, int32_t clone) {
     PerLane<int32_t> above;
     warp_.from_below(end, above, [&](int32_t lane) { return suffix_[lane].first_end; });
+    const auto target = [&](int32_t lane) { return lane < first ? length_ : clone; };
     const uint32_t writers = warp_.ballot(end, [&](int32_t lane) {
-      if (lane == first) return true;
-      if (lane == 0) return place_[lane].target == kNone;
-      return suffix_[lane].first_end != above[lane];
+      return place_[lane].target != target(lane) &&
+             (lane == 0 || lane == first || suffix_[lane].first_end != above[lane]);
     });
     const auto write = [&](int32_t lane, int32_t entry) {
-      const int32_t target = lane < first ? length_ << 1 : clone << 1 | (lane == first ? 1 : 0);
       const Suffix from = suffix_[lane];
-      slot_.edges[entry] = {from.first_end + 1, token, target, from.length};
+      slot_.edges[entry] = {from.first_end + 1, token, target(lane) << 1 | (lane == first ? 1 : 0),
+                            from.length};
     };
     const bool distinct = warp_.all_distinct(
         end, [&](int32_t lane) { return (writers >> lane & 1) != 0 ? place_[lane].entry : ~lane; });
@@ -213,20 +215,24 @@ class Automaton {
     if (!complete_ && behind == count_) redirect_beyond(token, original, clone);
   }
 
-  // Leads suffixes beyond the window from `original` to `clone` as well, link by link.
+  // Leads suffixes beyond the window from `original` to `clone` as well.
   JAX_SA_FN void redirect_beyond(int32_t token, int32_t original, int32_t clone) {
-    const int32_t shortest = node_in(count_ - 1);
-    warp_.only(0, [&](int32_t) {
-      for (Suffix up = suffix_above(shortest);; up = suffix_above(up.node)) {
-        const Place place = slot_.find(hash_, up, token, length_);
-        if (place.target == original) {
-          slot_.edges[place.entry] = {up.first_end + 1, token, clone << 1, up.length};
-        } else if (place.target != clone) {
-          return;
-        }
-        if (up.node == kRoot) return;
-      }
-    });
+    const PerLane<Suffix> suffix = suffix_;
+    const PerLane<Place> place = place_;
+    const int32_t count = count_;
+    int32_t moved;
+    do {
+      move_window();
+      find_places(token);
+      moved = Warp::count_bits(warp_.ballot(count_, [&](int32_t lane) {
+        return place_[lane].target == original || place_[lane].target == clone;
+      }));
+      write_edges(kNoLane, moved, token, clone);
+    } while (moved == count_ && !complete_);
+    suffix_ = suffix;
+    place_ = place;
+    count_ = count;
+    complete_ = false;
   }
 
   // Moves on to the suffixes of the longer text: the targets of the lanes from `first` on.
@@ -255,15 +261,46 @@ class Automaton {
     complete_ = true;
   }
 
-  // Fills the window's free lanes with the nodes that follow `node` on its suffix link path.
+  // Puts the suffixes that follow the window's into it instead.
+  JAX_SA_FN void move_window() {
+    const int32_t shortest = node_in(count_ - 1);
+    count_ = 0;
+    follow_links(shortest);
+  }
+
+  // Fills the window's free lanes with the nodes that follow `node` on its suffix link path. In a
+  // run, of one token or with another period, the nodes on it are so many numbers apart: each lane
+  // looks up the link of the node that it would have then, as far as they lead to each other.
   JAX_SA_FN void follow_links(int32_t node) {
+    const int32_t first = count_;
+    const int32_t last_node = slot_.max_seq_len + num_clones_;
+    int32_t stride = -1;
     complete_ = false;
     while (count_ < kWindow && !complete_) {
-      const Suffix up = suffix_above(node);
-      node = up.node;
-      warp_.set(suffix_, count_++, up);
+      const auto guess = [&](int32_t i) { return node + int64_t{stride} * i; };
+      const int32_t right = warp_.find_first(kWindow - count_, [&](int32_t i) {
+        const bool is_node = guess(i) > kRoot && guess(i) <= last_node;
+        return !is_node || guess(i + 1) == kRoot || slot_.nodes[guess(i)].link != guess(i + 1);
+      });
+      const int32_t begin = count_;
+      warp_.each(kWindow, [&](int32_t lane) {
+        if (lane >= begin) suffix_[lane].node = static_cast<int32_t>(guess(lane - begin + 1));
+      });
+      count_ += right;
+      int32_t below = static_cast<int32_t>(guess(right));
+      if (count_ < kWindow) {
+        const int32_t up = slot_.nodes[below].link;
+        stride = up - below;
+        warp_.only(count_, [&](int32_t lane) { suffix_[lane].node = up; });
+        ++count_;
+        below = up;
+      }
+      node = below;
       complete_ = node == kRoot;
     }
+    warp_.each(count_, [&](int32_t lane) {
+      if (lane >= first) suffix_[lane] = slot_.suffix(suffix_[lane].node);
+    });
   }
 
   Warp warp_;

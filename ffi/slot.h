@@ -29,12 +29,13 @@ constexpr int32_t kRoot = 0;
 constexpr int32_t kNone = 0;     // "no target": no edge leads to the root
 constexpr int32_t kWindow = 32;  // repeated suffixes kept at hand, one for each lane of a warp
 
-// Entries that a search of the edge table loads at once. Most searches end at the first; the
-// longest of many is what a GPU waits for, and loads side by side cost it no more than one.
+// Entries that a search of the edge table loads at once, at first and from then on. Most searches
+// end at the first; the longest of many is what a GPU waits for, and loads side by side cost it no
+// more than one.
 #ifdef __CUDA_ARCH__
-constexpr int32_t kAhead = 4;
+constexpr int32_t kAhead = 4, kFurther = 16;
 #else
-constexpr int32_t kAhead = 1;
+constexpr int32_t kAhead = 1, kFurther = 1;
 #endif
 
 struct Suffix {
@@ -149,33 +150,41 @@ struct Slot {
   JAX_SA_FN Place find(Hash hash, Suffix from, int32_t token, int32_t text_length) const {
     // These loads do not depend on each other: on a GPU they cost one trip to memory.
     const int32_t end = from.first_end;
-    int32_t entry = home(hash, end, token);
+    const int32_t start = home(hash, end, token);
     Edge ahead[kAhead];
-    load_ahead(entry, ahead);
+    load_ahead(start, ahead);
     const bool implied = end < text_length && tokens[end < text_length ? end : 0] == token;
-    Place place{implied ? end + 1 : kNone, implied && from.length == end, entry};
+    Place place{implied ? end + 1 : kNone, implied && from.length == end, start};
     if (place.solid) return place;
+
     int32_t shortest = INT32_MAX;
-    for (;; load_ahead(entry, ahead)) {
-      for (const Edge& edge : ahead) {
-        place.entry = entry;
-        if (edge.first_end == 0) return place;
-        if (edge.first_end == end + 1 && edge.token == token && edge.length >= from.length &&
-            edge.length < shortest) {
-          shortest = edge.length;
-          place.target = edge.target >> 1;
-          if (edge.length == from.length) {
-            place.solid = (edge.target & 1) != 0;
-            return place;
-          }
-        }
-        entry = entry_after(entry, 1);
+    const auto ends_at = [&](const Edge& edge) {
+      if (edge.first_end == 0) return true;
+      if (edge.first_end == end + 1 && edge.token == token && edge.length >= from.length &&
+          edge.length < shortest) {
+        shortest = edge.length;
+        place.target = edge.target >> 1;
+        place.solid = edge.length == from.length && (edge.target & 1) != 0;
+      }
+      if (shortest == from.length) return true;
+      place.entry = entry_after(place.entry, 1);
+      return false;
+    };
+    for (const Edge& edge : ahead) {
+      if (ends_at(edge)) return place;
+    }
+    for (;;) {
+      Edge further[kFurther];
+      load_ahead(place.entry, further);
+      for (const Edge& edge : further) {
+        if (ends_at(edge)) return place;
       }
     }
   }
 
-  JAX_SA_FN void load_ahead(int32_t entry, Edge (&ahead)[kAhead]) const {
-    for (int32_t i = 0; i < kAhead; ++i) ahead[i] = edges[entry_after(entry, i)];
+  template <int32_t count>
+  JAX_SA_FN void load_ahead(int32_t entry, Edge (&ahead)[count]) const {
+    for (int32_t i = 0; i < count; ++i) ahead[i] = edges[entry_after(entry, i)];
   }
 };
 

@@ -63,7 +63,7 @@ class Invalid(enum.IntFlag):
 class State:
     """The online suffix automata (Blumer et al. 1985) of `S` texts of at most `N` tokens each.
 
-    S: slots; N: `max_seq_len`; W: `WINDOW`; E: entries of the edge table, 5/2 N + 2.
+    S: slots; N: `max_seq_len`; W: `WINDOW`; E: entries of the edge table, 5/2 N + 16.
 
     Every array is int32, and every reference is an index within its slot: a state can be copied,
     sharded over its slots, saved and loaded on another platform. Every array of an empty slot is
@@ -126,8 +126,8 @@ def slot_shapes(max_seq_len: int) -> dict[str, tuple[int, ...]]:
         "nodes": (2 * n, 2),
         "clones": (n, 2),
         # A text of n tokens has at most 2n explicit edges, so the table is never more than 4/5
-        # full, and on real text never more than half.
-        "edges": (5 * n // 2 + 2, 4),
+        # full, and on real text never more than half. A search loads up to 16 entries at once.
+        "edges": (5 * n // 2 + 16, 4),
     }
 
 
@@ -178,7 +178,7 @@ def get_state_size(max_seq_len: int, *, index: str = "automaton") -> int:
 
     Args:
       max_seq_len: N.
-      index: "automaton", 68 bytes for each token of N, and about 430; "scan", 8 for each, and 8.
+      index: "automaton", 68 bytes for each token of N, and about 700; "scan", 8 for each, and 8.
 
     Raises:
       ValueError: `max_seq_len` is outside [1, 2**28], or `index` is neither.
