@@ -59,12 +59,17 @@ class Automaton {
     warp_.each(count_, [&](int32_t own) {
       if (own >= lane) target_end_[own] = slot_.first_end(place_[own].target);
     });
-    if (is_solid_in(lane)) {
-      write_edges(lane, lane, token, kNone);
-    } else {
-      split(lane, token);
-    }
-    const int32_t target = target_in(lane);
+    const int32_t original = target_in(lane);
+    const bool solid = is_solid_in(lane);
+    const int32_t target = solid ? original : make_clone(lane, original);
+    const uint32_t moved =
+        warp_.ballot(count_, [&](int32_t own) { return !solid && place_[own].target == original; });
+    const int32_t end = lane + Warp::count_bits(moved);
+    write_edges(lane, end, token, target);
+    warp_.each(end, [&](int32_t own) {
+      if (own >= lane) place_[own].target = target;
+    });
+    if (!solid && !complete_ && end == count_) redirect_beyond(token, original, target);
     warp_.only(0, [&](int32_t) { slot_.nodes[length_].link = target; });
     advance(lane);
   }
@@ -189,14 +194,13 @@ class Automaton {
     }
     for (uint32_t rest = writers; rest != 0; rest &= rest - 1) {  // two were to take one free entry
       warp_.only(Warp::lowest_bit(rest), [&](int32_t lane) {
-        write(lane, slot_.find(hash_, suffix_[lane], token, length_).entry);
+        write(lane, slot_.skip_others(place_[lane].entry, suffix_[lane].first_end, token));
       });
     }
   }
 
   // Clones the target of the lane's edge for the suffixes that reach it by shorter strings.
-  JAX_SA_FN void split(int32_t lane, int32_t token) {
-    const int32_t original = target_in(lane);
+  JAX_SA_FN int32_t make_clone(int32_t lane, int32_t original) {
     const int32_t length = length_in(lane) + 1;
     const int32_t end = warp_.broadcast(lane, [&](int32_t own) { return target_end_[own]; });
     const int32_t clone = slot_.max_seq_len + 1 + num_clones_++;
@@ -205,14 +209,7 @@ class Automaton {
       slot_.clone(clone) = {length, end};
       slot_.nodes[original].link = clone;
     });
-    const uint32_t moved =
-        warp_.ballot(count_, [&](int32_t own) { return place_[own].target == original; });
-    const int32_t behind = lane + Warp::count_bits(moved);
-    write_edges(lane, behind, token, clone);
-    warp_.each(behind, [&](int32_t own) {
-      if (own >= lane) place_[own].target = clone;
-    });
-    if (!complete_ && behind == count_) redirect_beyond(token, original, clone);
+    return clone;
   }
 
   // Leads suffixes beyond the window from `original` to `clone` as well.

@@ -154,36 +154,53 @@ struct Slot {
     Edge ahead[kAhead];
     load_ahead(start, ahead);
     const bool implied = end < text_length && tokens[end < text_length ? end : 0] == token;
-    Place place{implied ? end + 1 : kNone, implied && from.length == end, start};
-    if (place.solid) return place;
+    if (implied && from.length == end) return {end + 1, true, start};
 
+    int32_t entry = start;
+    int32_t target = implied ? (end + 1) << 1 : kNone;
     int32_t shortest = INT32_MAX;
     const auto ends_at = [&](const Edge& edge) {
-      if (edge.first_end == 0) return true;
-      if (edge.first_end == end + 1 && edge.token == token && edge.length >= from.length &&
-          edge.length < shortest) {
-        shortest = edge.length;
-        place.target = edge.target >> 1;
-        place.solid = edge.length == from.length && (edge.target & 1) != 0;
+      if (edge.first_end == end + 1 && edge.token == token) {
+        if (edge.length >= from.length && edge.length < shortest) {
+          shortest = edge.length;
+          target = edge.target;
+          if (shortest == from.length) return true;
+        }
+      } else if (edge.first_end == 0) {
+        return true;
       }
-      if (shortest == from.length) return true;
-      place.entry = entry_after(place.entry, 1);
+      entry = entry_after(entry, 1);
       return false;
     };
+    const auto place = [&] {
+      return Place{target >> 1, shortest == from.length && (target & 1) != 0, entry};
+    };
+    JAX_SA_UNROLL
     for (const Edge& edge : ahead) {
-      if (ends_at(edge)) return place;
+      if (ends_at(edge)) return place();
     }
     for (;;) {
       Edge further[kFurther];
-      load_ahead(place.entry, further);
+      load_ahead(entry, further);
+      JAX_SA_UNROLL
       for (const Edge& edge : further) {
-        if (ends_at(edge)) return place;
+        if (ends_at(edge)) return place();
       }
     }
   }
 
+  // The first entry from there on that is free, or an edge of that end and token.
+  JAX_SA_FN int32_t skip_others(int32_t entry, int32_t first_end, int32_t token) const {
+    while (edges[entry].first_end != 0 &&
+           (edges[entry].first_end != first_end + 1 || edges[entry].token != token)) {
+      entry = entry_after(entry, 1);
+    }
+    return entry;
+  }
+
   template <int32_t count>
   JAX_SA_FN void load_ahead(int32_t entry, Edge (&ahead)[count]) const {
+    JAX_SA_UNROLL
     for (int32_t i = 0; i < count; ++i) ahead[i] = edges[entry_after(entry, i)];
   }
 };
