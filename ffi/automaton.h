@@ -184,8 +184,11 @@ class Automaton {
       slot_.edges[entry] = {from.first_end + 1, token, target(lane) << 1 | (lane == first ? 1 : 0),
                             from.length};
     };
-    const bool distinct = warp_.all_distinct(
-        end, [&](int32_t lane) { return (writers >> lane & 1) != 0 ? place_[lane].entry : ~lane; });
+    const bool distinct =
+        Warp::count_bits(writers) < 2 ||
+        warp_.all_distinct(
+            end,
+            [&](int32_t lane) { return (writers >> lane & 1) != 0 ? place_[lane].entry : ~lane; });
     if (distinct) {
       warp_.each(end, [&](int32_t lane) {
         if ((writers >> lane & 1) != 0) write(lane, place_[lane].entry);

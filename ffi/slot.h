@@ -149,44 +149,21 @@ struct Slot {
   // longest source. `text_length` says which prefix nodes have an implied edge.
   JAX_SA_FN Place find(Hash hash, Suffix from, int32_t token, int32_t text_length) const {
     // These loads do not depend on each other: on a GPU they cost one trip to memory.
-    const int32_t end = from.first_end;
-    const int32_t start = home(hash, end, token);
+    Search search{home(hash, from.first_end, token), INT32_MAX, kNone};
     Edge ahead[kAhead];
-    load_ahead(start, ahead);
+    load_ahead(search.entry, ahead);
+    const int32_t end = from.first_end;
     const bool implied = end < text_length && tokens[end < text_length ? end : 0] == token;
-    if (implied && from.length == end) return {end + 1, true, start};
-
-    int32_t entry = start;
-    int32_t target = implied ? (end + 1) << 1 : kNone;
-    int32_t shortest = INT32_MAX;
-    const auto ends_at = [&](const Edge& edge) {
-      if (edge.first_end == end + 1 && edge.token == token) {
-        if (edge.length >= from.length && edge.length < shortest) {
-          shortest = edge.length;
-          target = edge.target;
-          if (shortest == from.length) return true;
-        }
-      } else if (edge.first_end == 0) {
-        return true;
-      }
-      entry = entry_after(entry, 1);
-      return false;
-    };
-    const auto place = [&] {
-      return Place{target >> 1, shortest == from.length && (target & 1) != 0, entry};
-    };
-    JAX_SA_UNROLL
-    for (const Edge& edge : ahead) {
-      if (ends_at(edge)) return place();
-    }
-    for (;;) {
+    if (implied) search.target = (end + 1) << 1;
+    if (implied && from.length == end) return {end + 1, true, search.entry};
+    if (!ends_in(ahead, from, token, search)) {
       Edge further[kFurther];
-      load_ahead(entry, further);
-      JAX_SA_UNROLL
-      for (const Edge& edge : further) {
-        if (ends_at(edge)) return place();
-      }
+      do {
+        load_ahead(search.entry, further);
+      } while (!ends_in(further, from, token, search));
     }
+    const bool solid = search.shortest == from.length && (search.target & 1) != 0;
+    return {search.target >> 1, solid, search.entry};
   }
 
   // The first entry from there on that is free, or an edge of that end and token.
@@ -196,6 +173,40 @@ struct Slot {
       entry = entry_after(entry, 1);
     }
     return entry;
+  }
+
+ private:
+  // What a search has found so far.
+  struct Search {
+    int32_t entry;     // the next one; at the end, the one where the search ended
+    int32_t shortest;  // longest source
+    int32_t target;    // of its edge, as the edge has it
+  };
+
+  // Goes on with entries side by side. An edge of just this node or a free entry ends the search:
+  // no edge of this end and token is behind one. The entries are looked at without a branch for
+  // each, because the lanes of a warp wait at branches for each other.
+  template <int32_t count>
+  JAX_SA_FN bool ends_in(const Edge (&ahead)[count], Suffix from, int32_t token,
+                         Search& search) const {
+    int32_t end = count;
+    JAX_SA_UNROLL
+    for (int32_t i = count - 1; i >= 0; --i) {
+      const Edge edge = ahead[i];
+      const bool holds = edge.first_end == from.first_end + 1 && edge.token == token &&
+                         edge.length >= from.length && edge.length < search.shortest;
+      if (holds) {
+        search.shortest = edge.length;
+        search.target = edge.target;
+      }
+      if (edge.first_end == 0 || (holds && edge.length == from.length)) end = i;
+    }
+    if (end < count) {
+      search.entry = entry_after(search.entry, end);
+      return true;
+    }
+    search.entry = entry_after(search.entry, count);
+    return false;
   }
 
   template <int32_t count>
