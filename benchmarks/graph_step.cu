@@ -68,14 +68,21 @@ float milliseconds(cudaEvent_t begin, cudaEvent_t end) {
 
 jax_sa::State empty_state(int num_slots, int max_seq_len) {
   using namespace jax_sa;
-  const int num_entries = 5 * max_seq_len / 2 + 16;
+  // As `jax_sa.State` has them; the numbers are length, status, clones and seed.
+  const int64_t num_entries = 5 * int64_t{max_seq_len} / 2 + 16;
+  int64_t index_words = 0;
+#define ADD(type, name, size) index_words += int64_t{sizeof(type) / sizeof(int32_t)} * (size);
+  JAX_SA_INDEX(ADD)
+#undef ADD
+  index_words = (index_words + 3) / 4 * 4;
   State state;
-#define ALLOCATE(type, name, size) state.name = device_zeros<type>(int64_t{num_slots} * (size));
-  JAX_SA_LEAVES(ALLOCATE)
-#undef ALLOCATE
+  state.numbers = device_zeros<int32_t>(int64_t{num_slots} * kNumNumbers);
+  state.tokens = device_zeros<int32_t>(int64_t{num_slots} * max_seq_len);
+  state.index = device_zeros<int32_t>(num_slots * index_words);
   state.num_slots = num_slots;
   state.max_seq_len = max_seq_len;
-  state.num_entries = num_entries;
+  state.index_words = index_words;
+  state.num_entries = num_entries_in(index_words, max_seq_len);
   return state;
 }
 
@@ -168,8 +175,8 @@ void measure(const std::vector<int32_t>& tokens, const Case& timed) {
   const std::vector<float> us = singles([&](int i) { step(done + i); });
 
   int32_t length, status;
-  CHECK(cudaMemcpy(&length, state.length, 4, cudaMemcpyDeviceToHost));
-  CHECK(cudaMemcpy(&status, state.status, 4, cudaMemcpyDeviceToHost));
+  CHECK(cudaMemcpy(&length, state.numbers + jax_sa::number_length, 4, cudaMemcpyDeviceToHost));
+  CHECK(cudaMemcpy(&status, state.numbers + jax_sa::number_status, 4, cudaMemcpyDeviceToHost));
   if (length != context || status != 0) std::exit(2);
   std::printf(
       "{\"slots\": %d, \"max_seq_len\": %d, \"accepted\": %d, \"pool\": %d, \"graph_us\": %.2f, "

@@ -94,23 +94,36 @@ struct Hash {
   }
 };
 
-// The arrays of a slot in the order of `jax_sa.State`'s fields: their elements' type, their name,
-// and how many elements a slot has.
-#define JAX_SA_LEAVES(LEAF)          \
-  LEAF(int32_t, length, 1)           \
-  LEAF(int32_t, status, 1)           \
-  LEAF(int32_t, num_clones, 1)       \
-  LEAF(int32_t, seed, 1)             \
-  LEAF(Suffix, suffixes, kWindow)    \
-  LEAF(int32_t, tokens, max_seq_len) \
-  LEAF(Node, nodes, 2 * max_seq_len) \
-  LEAF(Clone, clones, max_seq_len)   \
-  LEAF(Edge, edges, num_entries)
+// The arrays of a slot: their elements' type, their name, and how many elements a slot has. Those
+// of `jax_sa.State.numbers` in their order, the text, and those of `jax_sa.State.index` in theirs.
+#define JAX_SA_NUMBERS(ARRAY)   \
+  ARRAY(int32_t, length, 1)     \
+  ARRAY(int32_t, status, 1)     \
+  ARRAY(int32_t, num_clones, 1) \
+  ARRAY(int32_t, seed, 1)
+#define JAX_SA_INDEX(ARRAY)       \
+  ARRAY(Edge, edges, num_entries) \
+  JAX_SA_INDEX_BEHIND_EDGES(ARRAY)
+#define JAX_SA_INDEX_BEHIND_EDGES(ARRAY) \
+  ARRAY(Suffix, suffixes, kWindow)       \
+  ARRAY(Node, nodes, 2 * max_seq_len)    \
+  ARRAY(Clone, clones, max_seq_len)
+#define JAX_SA_ARRAYS(ARRAY)          \
+  JAX_SA_NUMBERS(ARRAY)               \
+  ARRAY(int32_t, tokens, max_seq_len) \
+  JAX_SA_INDEX(ARRAY)
+
+enum Number : int32_t {
+#define JAX_SA_NUMBER(type, name, size) number_##name,
+  JAX_SA_NUMBERS(JAX_SA_NUMBER)
+#undef JAX_SA_NUMBER
+      kNumNumbers
+};
 
 // A reference to one slot: passed by value, owns nothing.
 struct Slot {
 #define JAX_SA_POINTER(type, name, size) type* name;
-  JAX_SA_LEAVES(JAX_SA_POINTER)
+  JAX_SA_ARRAYS(JAX_SA_POINTER)
 #undef JAX_SA_POINTER
   int32_t max_seq_len;
   int32_t num_entries;

@@ -129,7 +129,7 @@ JAX_SA_FN void make_empty(const Warp& warp, const Slot& slot, int32_t seed) {
   warp.each(kWindow, [&](int32_t lane) {
 #define JAX_SA_CLEAR(type, name, size) \
   for (int64_t i = lane; i < (size); i += kWindow) slot.name[i] = type{};
-    JAX_SA_LEAVES(JAX_SA_CLEAR)
+    JAX_SA_ARRAYS(JAX_SA_CLEAR)
 #undef JAX_SA_CLEAR
   });
   warp.only(0, [&](int32_t) { *slot.seed = seed; });

@@ -3,11 +3,12 @@
 import dataclasses
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
 from jax_sa._checks import INT32_MAX, check_array, check_choice, check_int
@@ -69,6 +70,10 @@ class State:
     sharded over its slots, saved and loaded on another platform. Every array of an empty slot is
     zeros but its seed. Ops take the state and return it updated in place where it is donated.
 
+    A call from Python takes about a microsecond for each array that it is given and donated, so
+    they are three: the small ones are columns of `numbers`, and those that no program needs to
+    read are behind each other in `index`. The properties below take them out, as copies.
+
     Nodes of a slot: 0 is the root; 1..N are prefix nodes (node i is the text's first i tokens, so
     i is also its length and its first end position); N+1.. are clones in the order they were made.
     An end position counts the tokens up to the end of an occurrence.
@@ -79,56 +84,136 @@ class State:
     the longest of them, and holds down to the next shorter one that is stored.
     """
 
-    length: jax.Array
-    """[S] tokens in the text."""
-    status: jax.Array
-    """[S] bits of `Status`."""
-    num_clones: jax.Array
-    """[S] clones made."""
-    seed: jax.Array
-    """[S] the seed of the edge table's hash, the slot's own: it stays when the slot is reset."""
-    suffixes: jax.Array
-    """[S, W, 3] the longest repeated suffixes of the text, longest first: (node, length, first
-    end position). The root ends the list."""
+    numbers: jax.Array
+    """[S, 4] `length`, `status`, `num_clones` and `seed`."""
     tokens: jax.Array
     """[S, N] the text."""
-    nodes: jax.Array
-    """[S, 2N, 2] by node: (suffix link, its most recent end position before the text's own end, 0
-    if that is its first)."""
-    clones: jax.Array
-    """[S, N, 2] by node - N - 1: (length, first end position)."""
-    edges: jax.Array
-    """[S, E, 4] by hash of (seed, first end, token), linear probing: (first end of the sources + 1
-    or 0 if free, token, 2 * target + (1 if the edge of the longest source is solid), length of the
-    longest source)."""
+    index: jax.Array
+    """[S, M] `edges`, `suffixes`, `nodes` and `clones`, flat, one behind the other, and
+    zeros up to a multiple of 4."""
 
     @property
     def num_slots(self) -> int:
         """S, the number of slots."""
-        return self.length.shape[0]
+        return self.tokens.shape[0]
 
     @property
     def max_seq_len(self) -> int:
         """N, the tokens that a slot has room for."""
-        return self.tokens.shape[1]
+        return self.tokens.shape[-1]
+
+    @property
+    def length(self) -> jax.Array:
+        """[S] tokens in the text."""
+        return self.numbers[..., NUMBERS.index("length")]
+
+    @property
+    def status(self) -> jax.Array:
+        """[S] bits of `Status`."""
+        return self.numbers[..., NUMBERS.index("status")]
+
+    @property
+    def num_clones(self) -> jax.Array:
+        """[S] clones made."""
+        return self.numbers[..., NUMBERS.index("num_clones")]
+
+    @property
+    def seed(self) -> jax.Array:
+        """[S] the seed of the edge table's hash, the slot's own: it stays when a slot is reset."""
+        return self.numbers[..., NUMBERS.index("seed")]
+
+    @property
+    def edges(self) -> jax.Array:
+        """[S, E, 4] by hash of (seed, first end, token), linear probing: (first end of the sources
+        + 1 or 0 if free, token, 2 * target + (1 if the edge of the longest source is solid), length
+        of the longest source).
+        """
+        return self._part("edges")
+
+    @property
+    def suffixes(self) -> jax.Array:
+        """[S, W, 3] the longest repeated suffixes of the text, longest first: (node, length, first
+        end position). The root ends the list.
+        """
+        return self._part("suffixes")
+
+    @property
+    def nodes(self) -> jax.Array:
+        """[S, 2N, 2] by node: (suffix link, its most recent end position before the text's own end,
+        0 if that is its first).
+        """
+        return self._part("nodes")
+
+    @property
+    def clones(self) -> jax.Array:
+        """[S, N, 2] by node - N - 1: (length, first end position)."""
+        return self._part("clones")
+
+    def _part(self, name: str) -> jax.Array:
+        begin, shape = 0, ()
+        for other, shape in index_shapes(self.max_seq_len).items():
+            if other == name:
+                break
+            begin += math.prod(shape)
+        flat = self.index[..., begin : begin + math.prod(shape)]
+        return flat.reshape(*flat.shape[:-1], *shape)
+
+
+NUMBERS = ("length", "status", "num_clones", "seed")
+"""The columns of `State.numbers`."""
+
+
+def index_shapes(max_seq_len: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays in one slot's part of `State.index`, in their order."""
+    n = max_seq_len
+    return {
+        # A text of n tokens has at most 2n explicit edges, so the table is never more than 4/5
+        # full, and on real text never more than half. A search loads up to 16 entries at once.
+        # First, as an edge is loaded in one piece.
+        "edges": (5 * n // 2 + 16, 4),
+        "suffixes": (WINDOW, 3),
+        "nodes": (2 * n, 2),
+        "clones": (n, 2),
+    }
 
 
 def slot_shapes(max_seq_len: int) -> dict[str, tuple[int, ...]]:
     """The shapes of one slot's arrays, by field of `State`."""
-    n = max_seq_len
+    words = sum(math.prod(shape) for shape in index_shapes(max_seq_len).values())
     return {
-        "length": (),
-        "status": (),
-        "num_clones": (),
-        "seed": (),
-        "suffixes": (WINDOW, 3),
-        "tokens": (n,),
-        "nodes": (2 * n, 2),
-        "clones": (n, 2),
-        # A text of n tokens has at most 2n explicit edges, so the table is never more than 4/5
-        # full, and on real text never more than half. A search loads up to 16 entries at once.
-        "edges": (5 * n // 2 + 16, 4),
+        "numbers": (len(NUMBERS),),
+        "tokens": (max_seq_len,),
+        "index": (-(-words // _EDGE_WORDS) * _EDGE_WORDS,),
     }
+
+
+_EDGE_WORDS = 4
+"""The int32s of an edge, and what the size of a slot's part of `State.index` is a multiple of, so
+that the edges of every slot are aligned."""
+
+
+def unpack(state: State) -> dict[str, Any]:
+    """All arrays of a state by name, as its docstring has them; of NumPy arrays, views."""
+    names = (*NUMBERS, "tokens", *index_shapes(state.max_seq_len))
+    return {name: getattr(state, name) for name in names}
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> State:
+    """The state, of NumPy arrays, that `unpack` took apart.
+
+    Raises:
+      ValueError, TypeError: the arrays do not belong together.
+    """
+    (num_slots,) = check_array("state.length", arrays["length"], jnp.int32, ("S",))
+    _, max_seq_len = check_array("state.tokens", arrays["tokens"], jnp.int32, (num_slots, "N"))
+    parts = {**dict.fromkeys(NUMBERS, ()), **index_shapes(max_seq_len)}
+    for name, shape in parts.items():
+        check_array(f"state.{name}", arrays[name], jnp.int32, (num_slots, *shape))
+    index = np.zeros((num_slots, *slot_shapes(max_seq_len)["index"]), np.int32)
+    state = State(np.stack([arrays[name] for name in NUMBERS], 1), arrays["tokens"], index)
+    for name in index_shapes(max_seq_len):
+        getattr(state, name)[...] = arrays[name]
+    return state
 
 
 AnyState = State | ScanState
@@ -230,12 +315,13 @@ def init(
     kind, shapes = _KINDS[_choose_index(index, num_slots, max_seq_len, sharding)]
 
     def make() -> AnyState:
-        return kind(
-            **{
-                name: jnp.full((num_slots, *shape), seed if name == "seed" else 0, jnp.int32)
-                for name, shape in shapes(max_seq_len).items()
-            }
-        )
+        arrays = {
+            name: jnp.full((num_slots, *shape), 0, jnp.int32)
+            for name, shape in shapes(max_seq_len).items()
+        }
+        if kind is State:
+            arrays["numbers"] = arrays["numbers"].at[:, NUMBERS.index("seed")].set(seed)
+        return kind(**arrays)
 
     return make() if sharding is None else jax.jit(make, out_shardings=sharding)()
 
@@ -263,8 +349,7 @@ def check_state(state: Any) -> None:
 
 
 def _check_arrays(state: AnyState, shapes: Callable[[int], dict[str, tuple[int, ...]]]) -> None:
-    (num_slots,) = check_array("state.length", state.length, jnp.int32, ("S",))
-    _, max_seq_len = check_array("state.tokens", state.tokens, jnp.int32, (num_slots, "N"))
+    num_slots, max_seq_len = check_array("state.tokens", state.tokens, jnp.int32, ("S", "N"))
     for name, shape in shapes(max_seq_len).items():
         check_array(f"state.{name}", getattr(state, name), jnp.int32, (num_slots, *shape))
 

@@ -56,7 +56,7 @@ def test_any_order_of_lanes(library, name, seed):
         drafted = np.full(MAX_DRAFT + 4, -9, np.int32)
         library.extend_lookup(
             (ctypes.c_void_p * len(leaves))(*leaves),
-            *(capacity, state.edges.shape[1]),
+            *(capacity, state.index.shape[1]),
             *((ctypes.c_void_p * 4)(*entries), 4),
             *(pointer(block), pointer(np.array([len(block)], np.int32)), len(block)),
             *(pointer(drafted), MAX_DRAFT, 1000 * seed + call),
@@ -91,11 +91,11 @@ def test_any_order_leaves_the_same_pool(library, capacity, seed):
         )
         jax.tree.map(np.testing.assert_array_equal, other, pool)
     state = jax.tree.map(np.array, jax_sa.init(1, 64))
-    slot = (ctypes.c_void_p * 10)(*map(pointer, jax.tree.leaves(state)))
+    slot = (ctypes.c_void_p * 3)(*map(pointer, jax.tree.leaves(state)))
     for n, token in enumerate(generator.integers(0, 3, 60, dtype=np.int32)):
         drafted = np.full(MAX_DRAFT + 4, -9, np.int32)
         library.extend_lookup(
-            *(slot, 64, state.edges.shape[1]),
+            *(slot, 64, state.index.shape[1]),
             *(leaves, capacity),
             *(pointer(token[None].copy()), pointer(np.ones(1, np.int32)), 1),
             *(pointer(drafted), MAX_DRAFT, 1000 * seed + n),
@@ -131,11 +131,11 @@ def test_any_order_gives_the_same_tree(library, seed):
         block = jnp.asarray(text[None, n : n + 5])
         state = jax_sa.extend(state, block, jnp.full(1, 5, jnp.int32))
         slot = jax.tree.map(np.array, state)
-        leaves = (ctypes.c_void_p * 10)(*map(pointer, jax.tree.leaves(slot)))
+        leaves = (ctypes.c_void_p * 3)(*map(pointer, jax.tree.leaves(slot)))
         nodes = 1 + 9 * (n % 4)
         tree = np.full(5 * nodes + 1, -9, np.int32)
         library.lookup_tree(
-            *(leaves, 200, slot.edges.shape[1], rings, 256, pointer(tree), nodes, seed + n)
+            *(leaves, 200, slot.index.shape[1], rings, 256, pointer(tree), nodes, seed + n)
         )
         expected = jax_sa.lookup_tree(state, max_nodes=nodes, pool=pool)
         fields = [np.asarray(field[0]).ravel() for field in jax.tree.leaves(expected)]

@@ -72,7 +72,7 @@ class Slots:
                 self.texts[slot] = (self.texts[slot] + list(row[:length]))[:capacity]
         return self.library.extend(
             *((ctypes.c_void_p * len(leaves))(*leaves), len(self.texts), capacity),
-            *(self.state.edges.shape[1], pointer(block), pointer(lengths), pointer(slots)),
+            *(self.state.index.shape[1], pointer(block), pointer(lengths), pointer(slots)),
             *(len(rows), width, pointer(lines), room, pointer(header)),
             *(build_cost, elements_per_token, seed),
         )

@@ -3,15 +3,13 @@
 The hash is written once more here, as an attacker would, to choose tokens whose edges collide.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import texts
 from calls import assert_draft_equals, copy_slots, extend, lookup, reference_of, reset
-from inspection import assert_slot_equals
+from inspection import assert_slot_equals, with_arrays
 
 import jax_sa
 
@@ -92,10 +90,12 @@ def test_the_seed_changes_no_result(name, seed):
 
 
 def test_a_slot_keeps_its_seed():
-    state = dataclasses.replace(jax_sa.init(3, 16), seed=jnp.asarray([5, 6, 7], jnp.int32))
+    state = jax.tree.map(
+        jnp.asarray, with_arrays(jax_sa.init(3, 16), seed=np.array([5, 6, 7], np.int32))
+    )
     state = reset(extend(state, [[1, 2, 1]] * 3), [0, 2])
     assert state.seed.tolist() == [5, 6, 7]
-    for leaf in jax.tree.leaves(dataclasses.replace(state, seed=jnp.zeros(3, jnp.int32))):
+    for leaf in jax.tree.leaves(with_arrays(state, seed=np.zeros(3, np.int32))):
         assert not leaf[0].any() and not leaf[2].any()
     state = copy_slots(state, [1], [2])
     assert state.seed.tolist() == [5, 6, 6]

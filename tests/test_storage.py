@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import texts
 from calls import assert_states_equal, extend, int32, reference_of
-from inspection import assert_slot_equals
+from inspection import ARRAYS, assert_slot_equals
 
 import jax_sa
 
@@ -71,7 +71,7 @@ def test_arrays_that_are_missing_or_too_many(path):
     assert "expected the arrays of a State, got " in load_error(path)
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(jax_sa.State)])
+@pytest.mark.parametrize("field", ARRAYS)
 def test_arrays_that_do_not_belong_together(path, field):
     with np.load(path) as file:
         array = file[field]

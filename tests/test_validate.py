@@ -206,8 +206,8 @@ def test_what_is_not_read_may_be_anything(valid):
 
 
 def test_arrays_that_do_not_belong_together(valid):
-    with pytest.raises(ValueError, match=r"state\.clones: expected int32"):
-        jax_sa.validate(dataclasses.replace(valid, clones=valid.clones[:, 1:]))
+    with pytest.raises(ValueError, match=r"state\.index: expected int32"):
+        jax_sa.validate(dataclasses.replace(valid, index=valid.index[:, 4:]))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -3,9 +3,11 @@
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 
 import jax_sa
+from jax_sa.state import pack, unpack
 
 
 @dataclasses.dataclass
@@ -21,11 +23,17 @@ class Slot:
     suffixes: list  # (node, length, first end)
 
 
+ARRAYS = tuple(unpack(jax_sa.init(1, 1)))
+"""The names of a state's arrays."""
+
+
 def slot_arrays(state, slot):
-    return {
-        field.name: np.asarray(getattr(state, field.name)[slot])
-        for field in dataclasses.fields(jax_sa.State)
-    }
+    return {name: np.asarray(array[slot]) for name, array in unpack(state).items()}
+
+
+def with_arrays(state, **changes):
+    """A state of NumPy arrays in which some are others."""
+    return pack({**unpack(jax.tree.map(np.asarray, state)), **changes})
 
 
 def read_slot(state, slot):
