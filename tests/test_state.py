@@ -45,7 +45,7 @@ def test_a_state_is_three_arrays():
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 4, 5, 101])
 def test_the_arrays_of_a_state_stand_apart(capacity):
-    """What is written to one is read there and nowhere else, and edges can be loaded in one piece."""
+    """What is written to one is read there and nowhere else, and every slot's edges are aligned."""
     state = jax.tree.map(np.array, jax_sa.init(2, capacity))
     assert state.index.shape[1] % 4 == 0
     for number, array in enumerate(unpack(state).values()):
