@@ -47,6 +47,12 @@ def test_a_saved_state_goes_on(tmp_path):
     assert_slot_equals(loaded, 0, reference_of(text))
 
 
+def test_a_file_has_each_array_by_name(path):
+    with np.load(path) as file:
+        assert set(file.files) == {"format_version", *ARRAYS}
+        assert file["length"].tolist() == [3, 1] and file["edges"].ndim == 3
+
+
 def test_saving_again_replaces_the_file(path):
     jax_sa.save(path, jax_sa.init(1, 3))
     assert jax_sa.load(path).max_seq_len == 3
