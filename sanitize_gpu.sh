@@ -37,12 +37,12 @@ mkdir -p "$logs"
 # validate, seqlens, fused_copy, and the layers of the example.
 tests=(
   "test_automaton.py -k test_blocks_of_tokens and source-code and (31 or 33)"
-  "test_slots.py -k subsets or conflict or alignment and 5 or first_row"
+  "test_slots.py -k conflict or alignment and 5 or has_it and 40"
   "test_host_build.py -k goes_on and 41 and int32"
   "test_read_tokens.py -k 33"
-  "test_pool.py -k test_inserts and 3-64 or test_lookups and 3-64 or test_insert_slots or rebasing and 30"
+  "test_pool.py -k test_inserts and 3-64 or test_lookups and 3-64-options6 or test_insert_slots or rebasing and 30"
   "test_draft_tree.py -k with_a_pool and 64-1 or neural_drafts and 3-4 or rows_and_limits"
-  "test_scan.py -k blocks and 17 and source-code or any_sequence or sees_matches and 40"
+  "test_scan.py -k kernel and (blocks and 17 and source-code or sees_matches and 40)"
   "test_prefill.py -k rows_of_all_kinds or prompt_then_tree or full_slot"
   "test_validate.py -k are_valid and most_edges and 33 or not_read or duplicate"
   "test_seqlens.py -k many_rows and (257 or 1025) or too_small"
@@ -62,14 +62,14 @@ ours_in() { [[ $1 == test_llama* ]] && echo _kernel || echo jax_sa; }
 run() { # tool, number of a selection
   local tool=$1 selection=${tests[$2]} options=()
   case $tool in
-    memcheck) options=(--leak-check no) ;;
-    racecheck | synccheck) options=(--kernel-regex "kns=$(ours_in "$selection")") ;;
-    initcheck) options=(--track-unused-memory no) ;;
+    memcheck) ;;
+    racecheck | synccheck) options=(--kernel-name "kns=$(ours_in "$selection")") ;;
+    initcheck) ;;
   esac
   local file=${selection%% *} chosen=${selection#* -k }
   local log="$logs/$tool-$(basename "$file" .py).txt"
-  (cd /tmp && timeout "${LIMIT:-600}" compute-sanitizer --tool "$tool" "${options[@]}" --print-limit 20 --log-file "$log" \
-    "${PYTHON:-python3}" -m pytest -q -x -p no:cacheprovider -p no:xdist -p no:benchmark \
+  (cd /tmp && timeout "${LIMIT:-600}" compute-sanitizer --tool "$tool" "${options[@]}" \
+    --print-limit 20 --log-file "$log" "${PYTHON:-python3}" -m pytest -q -x -p no:cacheprovider -p no:xdist -p no:benchmark \
     -c "$repo/pyproject.toml" --rootdir "$repo" "$repo/tests/$file" -k "$chosen") \
     >"$log.pytest" 2>&1
 }
@@ -77,7 +77,7 @@ run() { # tool, number of a selection
 started=$SECONDS
 for tool in "${tools[@]}"; do
   for i in "${!tests[@]}"; do
-    while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-12}" ]; do wait -n || true; done
+    while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-8}" ]; do wait -n || true; done
     run "$tool" "$i" &
   done
 done
@@ -93,10 +93,10 @@ for tool in "${tools[@]}"; do
     # Each report has a line that names the kernel.
     ours=$(grep -cE "^=+ +at .*$(ours_in "$selection")" "$log" 2>/dev/null || true)
     summary=$(grep -E "ERROR SUMMARY|RACECHECK SUMMARY" "$log" 2>/dev/null | tail -1 | sed 's/^=* *//' || true)
-    printf '%-10s %-28s %-44s %s\n' "$tool" "$file" "${outcome:-no result}" "${summary:-no summary} ($ours of ours)"
+    printf '%-10s %-28s %-44s %s\n' "$tool" "$file" "${outcome:-no result}" "${summary:-no summary} (${ours:-0} of ours)"
     [[ $outcome == *passed* && $outcome != *failed* && -n $summary ]] || failed=1
     if [ "$tool" = initcheck ]; then
-      [ "$ours" -eq 0 ] || failed=1
+      [ "${ours:-0}" -eq 0 ] || failed=1
     else
       [[ $summary == *" 0 errors"* || $summary == *"0 hazards"* ]] || failed=1
     fi

@@ -76,7 +76,7 @@ def extend(
 
     On CUDA, where T is 256 or more, the automata of long rows are built in parallel if that is
     faster, in up to 0.5 GB of temporary memory (docs/automaton.md). They are the same, up to the
-    places of edges in their table and lists.
+    places of edges in their table.
 
     Args:
       state: of S slots.

@@ -55,9 +55,7 @@ class Invalid(enum.IntFlag):
     EDGES = 8
     """`edges` lacks an edge, has one too many or twice, one with another target, or one where no
     search finds it."""
-    LISTS = 16
-    """The lists in `heads` and `edges` do not hold each edge once, at its own node."""
-    MATCH = 32
+    MATCH = 16
     """`match` of a `ScanState` is not what comparing the text with itself gives."""
 
 
@@ -66,7 +64,7 @@ class Invalid(enum.IntFlag):
 class State:
     """The online suffix automata (Blumer et al. 1985) of `S` texts of at most `N` tokens each.
 
-    S: slots; N: `max_seq_len`; W: `WINDOW`; E: entries of the edge table, 5/2 N + 2.
+    S: slots; N: `max_seq_len`; W: `WINDOW`; E: entries of the edge table, 5/2 N + 16.
 
     Every array is int32, and every reference is an index within its slot: a state can be copied,
     sharded over its slots, saved and loaded on another platform. Every array of an empty slot is
@@ -81,7 +79,9 @@ class State:
     An end position counts the tokens up to the end of an occurrence.
 
     Edges: the edge `tokens[i]` from prefix node i to i + 1 is implied by the text. All others are
-    explicit, at most 2 N of them.
+    explicit, at most 2 N of them, and stored by the first end position of their source. Nodes of
+    one first end share an edge that leads to the same node: it is stored once, with the length of
+    the longest of them, and holds down to the next shorter one that is stored.
     """
 
     numbers: jax.Array
@@ -89,7 +89,7 @@ class State:
     tokens: jax.Array
     """[S, N] the text."""
     index: jax.Array
-    """[S, M] `edges`, `suffixes`, `nodes`, `clones` and `heads`, flat, one behind the other, and
+    """[S, M] `edges`, `suffixes`, `nodes` and `clones`, flat, one behind the other, and
     zeros up to a multiple of 4."""
 
     @property
@@ -124,15 +124,16 @@ class State:
 
     @property
     def edges(self) -> jax.Array:
-        """[S, E, 4] by hash of (seed, node, token), linear probing: (node + 1 or 0 if free, token,
-        2 * target + (1 if solid), entry + 1 of the next edge of that node).
+        """[S, E, 4] by hash of (seed, first end, token), linear probing: (first end of the sources
+        + 1 or 0 if free, token, 2 * target + (1 if the edge of the longest source is solid), length
+        of the longest source).
         """
         return self._part("edges")
 
     @property
     def suffixes(self) -> jax.Array:
-        """[S, W, 2] the longest repeated suffixes of the text, longest first: (node, length). The
-        root ends the list.
+        """[S, W, 3] the longest repeated suffixes of the text, longest first: (node, length, first
+        end position). The root ends the list.
         """
         return self._part("suffixes")
 
@@ -147,11 +148,6 @@ class State:
     def clones(self) -> jax.Array:
         """[S, N, 2] by node - N - 1: (length, first end position)."""
         return self._part("clones")
-
-    @property
-    def heads(self) -> jax.Array:
-        """[S, 2N] by node: entry + 1 of the first explicit edge in its list."""
-        return self._part("heads")
 
     def _part(self, name: str) -> jax.Array:
         begin, shape = 0, ()
@@ -172,12 +168,12 @@ def index_shapes(max_seq_len: int) -> dict[str, tuple[int, ...]]:
     n = max_seq_len
     return {
         # A text of n tokens has at most 2n explicit edges, so the table is never more than 4/5
-        # full, and on real text never more than half. First, as an edge is loaded in one piece.
-        "edges": (5 * n // 2 + 2, 4),
-        "suffixes": (WINDOW, 2),
+        # full, and on real text never more than half. A search loads up to 16 entries at once.
+        # First, as an edge is loaded in one piece.
+        "edges": (5 * n // 2 + 16, 4),
+        "suffixes": (WINDOW, 3),
         "nodes": (2 * n, 2),
         "clones": (n, 2),
-        "heads": (2 * n,),
     }
 
 
@@ -270,7 +266,7 @@ def get_state_size(max_seq_len: int, *, index: str = "automaton") -> int:
 
     Args:
       max_seq_len: N.
-      index: "automaton", 76 bytes for each token of N, and about 300; "scan", 8 for each, and 8.
+      index: "automaton", 68 bytes for each token of N, and about 700; "scan", 8 for each, and 8.
 
     Raises:
       ValueError: `max_seq_len` is outside [1, 2**28], or `index` is neither.
@@ -327,7 +323,7 @@ def init(
         texts come from strangers, draw it at random and keep it to yourself. The scan has none.
       index: what finds matches; every op takes the state of either. "automaton": a `State`, whose
         steps do not depend on the length of a text; on CPU and CUDA. "scan": a `ScanState`, on
-        every backend, a ninth of the memory; a step reads the whole text. "auto": the one that
+        every backend, an eighth of the memory; a step reads the whole text. "auto": the one that
         suits the backend and the sizes: the automaton on a CPU; on a GPU the scan where slots have
         room for at most 2**15 tokens, and those of a device for at most 2**19 together, else the
         automaton; the scan on any other backend.

@@ -33,6 +33,7 @@ def test_only_public_names(path):
 BAD = {
     "append": "--runs",
     "decode_step": "--slots",
+    "dispatch": "--slots",
     "fused_copy": "--steps",
     "peer_suffix": "--steps",
     "pool_insert": "--runs",

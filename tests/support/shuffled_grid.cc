@@ -52,7 +52,6 @@ struct ShuffledGrid {
 
   void raise(int32_t& place, int32_t value) const { place = std::max(place, value); }
   void lower(int32_t& place, int32_t value) const { place = std::min(place, value); }
-  int32_t exchange(int32_t& place, int32_t value) const { return std::exchange(place, value); }
   int32_t compare_exchange(int32_t& place, int32_t expected, int32_t value) const {
     return place == expected ? std::exchange(place, value) : place;
   }
