@@ -5,7 +5,7 @@
 #   ./test.sh -k slots              arguments go to pytest
 #   PYTHON=python3.12 ./test.sh     another interpreter
 #   WHEEL=dist/FILE.whl ./test.sh   a wheel that was built before (see build_wheels.sh)
-#   JAX="jax==0.9.0" ./test.sh      a version of JAX; otherwise the newest
+#   JAX="jax==0.9.2" ./test.sh      a version of JAX; otherwise the newest
 #   JAX_SA_REQUIRE_GPU=1 ./test.sh  what a missing GPU or CUDA compiler skips becomes a failure
 #
 # On a machine with a GPU the tests run there, elsewhere on the CPU. Where nvcc is found, the GPU's
