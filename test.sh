@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs jax_sa into a fresh environment and runs all tests against what was installed.
+# Installs jax_sa into a fresh environment and runs the tests against what was installed.
 #
-#   ./test.sh                       everything
+#   ./test.sh                       everything but the tests marked slow
+#   ./test.sh -m slow               these, which check more cases of the same
 #   ./test.sh -k slots              arguments go to pytest
 #   PYTHON=python3.12 ./test.sh     another interpreter
 #   WHEEL=dist/FILE.whl ./test.sh   a wheel that was built before (see build_wheels.sh)
