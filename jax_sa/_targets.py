@@ -11,7 +11,7 @@ import jax
 import jax.extend.backend
 import jaxlib
 
-_OLDEST_FFI_VERSION = (0, 2)
+_OLDEST_FFI_VERSION = (0, 3)
 """Of the oldest jaxlib supported, which `pyproject.toml` pins to build with."""
 
 _MODULES = {"cpu": "jax_sa._cpu", "CUDA": "jax_sa._cuda"}

@@ -7,10 +7,8 @@ must be the same, up to the places of edges in their table.
 
 import ctypes
 import dataclasses
-import pathlib
-import shutil
-import subprocess
 
+import cpp_library
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,19 +20,12 @@ from reference import draft
 
 import jax_sa
 
-HERE = pathlib.Path(__file__).parent
 MAX_DRAFT = 6
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    assert compiler, "the library was built with a C++ compiler, but there is none now"
-    path = tmp_path_factory.mktemp("lanes") / "shuffled_lanes.so"
-    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    sources = ["-I", HERE.parent / "ffi", HERE / "support" / "shuffled_lanes.cc", "-o", path]
-    subprocess.run([compiler, *flags, *sources], check=True)
-    return ctypes.CDLL(str(path))
+    return cpp_library.build("shuffled_lanes", tmp_path_factory.mktemp("lanes"))
 
 
 def pointer(array):

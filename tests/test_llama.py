@@ -239,7 +239,7 @@ def test_bfloat16(tmp_path):
     assert np.linalg.norm(logits - expected) < 0.05 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_devices_share_the_model(tmp_path, layers, devices):
     if len(jax.devices()) < devices:
         pytest.skip(f"{len(jax.devices())} devices, {devices} needed")
@@ -374,7 +374,7 @@ def plain_decoding(settings, params, prompt, count):
     return text[0, len(prompt) : len(prompt) + count].tolist()
 
 
-@pytest.mark.parametrize("mtp_tokens", [0, 1, 3])
+@pytest.mark.parametrize("mtp_tokens", [0, pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("automata", [False, True])
 def test_generation_with_drafts_equals_plain_decoding(directory, automata, mtp_tokens):
     settings, params = checkpoint.load(directory, jnp.float32)

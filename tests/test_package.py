@@ -144,9 +144,9 @@ def test_an_ffi_older_than_supported_needs_an_upgrade(monkeypatch):
     class Module:
         ffi_version = _targets._OLDEST_FFI_VERSION
 
-    monkeypatch.setattr(_targets, "_runtime_ffi_version", lambda: (0, 1))
+    monkeypatch.setattr(_targets, "_runtime_ffi_version", lambda: (0, 2))
     assert re.match(
-        r"built for XLA FFI 0\.2, but jaxlib .* has 0\.1: upgrade jaxlib$",
+        r"built for XLA FFI 0\.3, but jaxlib .* has 0\.2: upgrade jaxlib$",
         _targets._version_problem(Module),
     )
 
