@@ -56,6 +56,9 @@ OPS = {
     "lookup pool": lambda state, pool, groups: jax_sa.lookup(
         state, pool=pool, groups=groups, **DRAFT()
     ),
+    "lookup slots pool": lambda state, slots, pool: jax_sa.lookup(
+        state, slots=slots, pool=pool, **DRAFT()
+    ),
     "extend_lookup": lambda state, tokens, lengths, limits: jax_sa.extend_lookup(
         state, tokens, lengths, limits=limits, **DRAFT()
     ),
@@ -89,6 +92,7 @@ UPDATING = [
 
 ADDING = [
     "lookup slots",
+    "lookup slots pool",
     "extend_lookup slots",
     "extend_lookup_tree slots",
     "read_tokens slots",
