@@ -120,6 +120,25 @@ def test_long_texts_by_the_automaton(implementation, make, capacity):
     assert not jax_sa.validate(state).any()
 
 
+@pytest.mark.parametrize("before", [[], [7] * 700])
+@pytest.mark.parametrize("length", [511, 513, 3_000])
+@pytest.mark.parametrize("period", [1, 3, 40, 300])
+def test_prompts_of_a_short_period(implementation, period, length, before):
+    """Whose tokens match at many distances, and far: the one that a single thread matches."""
+    prompt = (texts.random_text(50, period) * length)[:length]
+    state = jax_sa.init(2, 40_000, index="scan")
+    if before:
+        state = extend(state, [before, before])
+    state = extend(state, [prompt, prompt[:300] + [9] + prompt[: length - 301]])
+    for slot, text in enumerate([prompt, prompt[:300] + [9] + prompt[: length - 301]]):
+        built = jax_sa.build_on_host(before + text, 40_000, index="scan")
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            jax.tree.map(lambda leaf: leaf[slot], state),
+            jax.tree.map(lambda leaf: leaf[0], built),
+        )
+
+
 def same_first_matches(state, automaton, slots=None):
     """The first end is exact in both; the most recent one only as far as the window keeps it."""
     for options in ({"occurrence": "first"}, {"occurrence": "first", "max_match": 2}):
