@@ -126,17 +126,14 @@ def test_long_texts_by_the_automaton(implementation, make, capacity):
 def test_prompts_of_a_short_period(implementation, period, length, before):
     """Whose tokens match at many distances, and far: the one that a single thread matches."""
     prompt = (texts.random_text(50, period) * length)[:length]
+    prompts = [prompt, [*prompt[:300], 9, *prompt[: length - 301]]]
     state = jax_sa.init(2, 40_000, index="scan")
     if before:
         state = extend(state, [before, before])
-    state = extend(state, [prompt, prompt[:300] + [9] + prompt[: length - 301]])
-    for slot, text in enumerate([prompt, prompt[:300] + [9] + prompt[: length - 301]]):
-        built = jax_sa.build_on_host(before + text, 40_000, index="scan")
-        jax.tree.map(
-            np.testing.assert_array_equal,
-            jax.tree.map(lambda leaf: leaf[slot], state),
-            jax.tree.map(lambda leaf: leaf[0], built),
-        )
+    state = jax.device_get(extend(state, prompts))
+    built = [jax_sa.build_on_host(before + text, 40_000, index="scan") for text in prompts]
+    expected = jax.tree.map(lambda *leaves: np.concatenate(leaves), *built)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
 def same_first_matches(state, automaton, slots=None):
