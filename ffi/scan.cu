@@ -13,9 +13,9 @@ constexpr int32_t kWarps = kThreads / kWindow;
 constexpr int32_t kMaxBlocks = 8;  // a row's, as many as every GPU with clusters allows
 constexpr int32_t kLoads = 8;      // of each array, that a thread has under way at once
 
-// A text that ends as a run of one token or of a short period does matches far at many distances.
-// To compare them all takes quadratic time, so a single thread does better: where more than
-// kManyFar distances match for kFar tokens, it has all.
+// A text that ends as a run of one token, or with a short period, matches far at many distances,
+// and to compare them all would take quadratic time. Where more than kManyFar distances match for
+// kFar tokens, a single thread finds all matches.
 constexpr int32_t kFar = 512;
 constexpr int32_t kManyFar = 64;
 
