@@ -47,9 +47,9 @@ struct Appended {
   }
 
   // How many appended tokens, from the last one backwards, are those at a distance from them, where
-  // `run` of them are.
-  JAX_SA_FN int32_t matching(int32_t distance, int32_t run) const {
-    const int32_t most = end() - distance < taken ? end() - distance : taken;
+  // `run` of them are; of the last `count`.
+  JAX_SA_FN int32_t matching(int32_t distance, int32_t run, int32_t count) const {
+    const int32_t most = end() - distance < count ? end() - distance : count;
     for (; run < most; run += kAtOnce) {
       uint32_t differs = 0;
       for (int32_t i = 0; i < kAtOnce; ++i) {
@@ -73,6 +73,26 @@ struct Appended {
   // Tokens compared before any of them decides: on a GPU their loads share a trip to memory.
   static constexpr int32_t kAtOnce = 8;
 };
+
+// Finds every match of a text anew, by one thread in linear time. The matches are the Z-function of
+// the reversed text (Gusfield 1997, section 1.3): where a distance lies within an earlier match,
+// the match there is that of the distance's own place in it, as far as the earlier match reaches.
+JAX_SA_FN void match_whole_text(const ScanSlot& slot, int32_t end) {
+  const int32_t* const last = slot.tokens + end - 1;
+  for (int32_t distance = 1, from = 0, reach = 0; distance < end; ++distance) {
+    int32_t match = 0;
+    if (distance < reach) {
+      const int32_t there = slot.match[distance - from - 1];
+      match = there < reach - distance ? there : reach - distance;
+    }
+    if (distance + match >= reach) {
+      while (distance + match < end && last[-match] == last[-match - distance]) ++match;
+      from = distance;
+      reach = distance + match;
+    }
+    slot.match[distance - 1] = match;
+  }
+}
 
 // The longest match that was seen, no longer than `max_match`, and of equally long ones that at the
 // distance that the occurrence asks for. Distances are seen in ascending order.
@@ -235,7 +255,7 @@ struct Scan {
     for (int32_t j = 0; j < Tile::kSize; ++j) far |= uint32_t{run[j] == kSideBySide} << j;
     for (; far != 0; far &= far - 1) {
       const int32_t which = Appended::lowest_bit(far);
-      const int32_t matching = appended.matching(tile.at(which) + 1, kSideBySide);
+      const int32_t matching = appended.matching(tile.at(which) + 1, kSideBySide, appended.taken);
       JAX_SA_UNROLL
       for (int32_t j = 0; j < Tile::kSize; ++j) run[j] = j == which ? matching : run[j];
     }

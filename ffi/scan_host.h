@@ -46,24 +46,11 @@ struct HostTeam {
     for (int32_t begin = 0; begin < count; begin += Tile::kSize) body(Tile{begin});
   }
 
-  // Finds every match anew, in linear time; or leaves that to the caller and returns false. The
-  // matches are the Z-function of the reversed text (Gusfield 1997, section 1.3): where a distance
-  // lies within an earlier match, the match there is that of the distance's own place in it, as
-  // far as the earlier match reaches.
+  // Finds every match anew where that is faster; or leaves that to the caller and returns false.
+  // Appended tokens are there by now.
   bool match_whole(const ScanSlot& slot, const Appended& appended) const {
     if (appended.taken <= kCompared) return false;
-    const int32_t end = appended.end();
-    const int32_t* const last = slot.tokens + end - 1;  // appended tokens are there by now
-    for (int32_t distance = 1, from = 0, reach = 0; distance < end; ++distance) {
-      int32_t match = 0;
-      if (distance < reach) match = std::min(reach - distance, slot.match[distance - from - 1]);
-      if (distance + match >= reach) {
-        while (distance + match < end && last[-match] == last[-match - distance]) ++match;
-        from = distance;
-        reach = distance + match;
-      }
-      slot.match[distance - 1] = match;
-    }
+    match_whole_text(slot, appended.end());
     return true;
   }
 };

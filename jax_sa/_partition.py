@@ -137,24 +137,28 @@ def _rule(
             names[: role.vmapped + 1] = [f"{axis}_{i}" for i in range(role.vmapped + 1)]
         return tuple(names)
 
+    operand_factors = tuple(
+        factors(f"operand{number}", role, value)
+        for number, (role, value) in enumerate(zip(roles, operands, strict=True))
+    )
+    result_factors = tuple(
+        factors(
+            f"operand{updated[number]}" if number in updated else f"result{number}", role, value
+        )
+        for number, (role, value) in enumerate(zip(target.result_roles, results, strict=True))
+    )
     whole = {
         f"{role.axis}_{i}"
         for role in (*roles, *target.result_roles)
         if role.axis is not None and not _is_split(target, role)
         for i in range(role.vmapped + 1)
     }
+    # Shardy wants them in the order in which they appear.
+    in_order = dict.fromkeys(name for names in operand_factors + result_factors for name in names)
     return SdyShardingRule(
-        tuple(
-            factors(f"operand{number}", role, value)
-            for number, (role, value) in enumerate(zip(roles, operands, strict=True))
-        ),
-        tuple(
-            factors(
-                f"operand{updated[number]}" if number in updated else f"result{number}", role, value
-            )
-            for number, (role, value) in enumerate(zip(target.result_roles, results, strict=True))
-        ),
-        need_replication_factors=tuple(sorted(whole)),
+        operand_factors,
+        result_factors,
+        need_replication_factors=tuple(name for name in in_order if name in whole),
     )
 
 

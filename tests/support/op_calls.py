@@ -65,6 +65,9 @@ OPS = {
     "lookup_after pool": lambda state, tokens, lengths, pool, groups: jax_sa.lookup_after(
         state, tokens, lengths, pool=pool, groups=groups, **DRAFT()
     ),
+    "lookup slots pool": lambda state, slots, pool: jax_sa.lookup(
+        state, slots=slots, pool=pool, **DRAFT()
+    ),
     "extend_lookup": lambda state, tokens, lengths, limits: jax_sa.extend_lookup(
         state, tokens, lengths, limits=limits, **DRAFT()
     ),
@@ -99,6 +102,7 @@ UPDATING = [
 ADDING = [
     "lookup slots",
     "lookup_after slots",
+    "lookup slots pool",
     "extend_lookup slots",
     "extend_lookup_tree slots",
     "read_tokens slots",
