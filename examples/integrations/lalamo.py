@@ -22,6 +22,8 @@ from lalamo.initializer import RandomInitializer
 from lalamo.model_import.common import import_model
 from lalamo.model_import.model_configs.huggingface.llama import HFLlamaConfig
 from lalamo.module import Keychain
+from lalamo.modules.decoder import DecoderForwardPassConfig
+from lalamo.modules.embedding import EmbeddingForwardPassConfig
 from lalamo.modules.token_mixers.kv_cache import StaticKVCacheLayer
 from lalamo.utils.sharding import ShardingConfig
 
@@ -55,6 +57,8 @@ def adapt(decoder, dtype):
     """The model for `jax_sa.Decoder`, and its parameters."""
     params, static = eqx.partition(decoder, eqx.is_array)
     keychain = Keychain.init(0, sharding_config=decoder.sharding_config)
+    embedding = EmbeddingForwardPassConfig(activation_dtype=dtype)
+    precision = DecoderForwardPassConfig(embedding_forward_pass_config=embedding)
 
     def forward(params, tokens, positions, kv):
         def start(layer):
@@ -66,6 +70,7 @@ def adapt(decoder, dtype):
             positions,
             jax.tree.map(start, kv, is_leaf=is_layer),
             return_updated_state=True,
+            forward_pass_config=precision,
             keychain=keychain,
         )
         return result.logits, result.updated_state
