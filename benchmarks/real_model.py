@@ -28,10 +28,11 @@ from jax_sa.cli.progress import ProgressBar
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from llama import checkpoint, paged
-from llama.chat import ChatTemplate
-from llama.tokenizer import Tokenizer
 from prompt_file import encode, pad, read_prompts
+
+from jax_sa.llama import checkpoint, paged
+from jax_sa.llama.chat import ChatTemplate
+from jax_sa.llama.tokenizer import Tokenizer
 
 PAGE_SIZE = 64
 """Tokens of a page."""

@@ -33,9 +33,9 @@ from jax_sa.cli.progress import ProgressBar
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from llama import config as llama_config
-from llama import paged, weights
-from llama.config import Config
+from jax_sa.llama import config as llama_config
+from jax_sa.llama import paged, weights
+from jax_sa.llama.config import Config
 
 SMOLLM2 = Config(
     architecture="LlamaForCausalLM",

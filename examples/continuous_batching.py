@@ -22,13 +22,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from llama import checkpoint, model, paged
-from llama.config import Config
-from llama.tokenizer import Tokenizer
 from prompt_file import pad
 
 import jax_sa
 from jax_sa.cli.table import format_table
+from jax_sa.llama import checkpoint, model, paged
+from jax_sa.llama.config import Config
+from jax_sa.llama.tokenizer import Tokenizer
 
 CHECKPOINT = pathlib.Path(__file__).parent / "checkpoint"
 PAGE_SIZE = 16

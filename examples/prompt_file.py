@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from llama.chat import ChatTemplate
-from llama.tokenizer import Tokenizer
+
+from jax_sa.llama.chat import ChatTemplate
+from jax_sa.llama.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import llama_families as families
 import numpy as np
 import pytest
-from llama import checkpoint, config, model
-from llama.weights import AXIS
+
+from jax_sa.llama import checkpoint, config, model
+from jax_sa.llama.weights import AXIS
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_key_value_heads_are_replicated_for_more_devices(tmp_path, family):
 
 def chat(directory, settings, template=None):
     pytest.importorskip("jinja2", reason="jinja2 is not installed; pip install jax_sa[chat]")
-    from llama.chat import ChatTemplate
+    from jax_sa.llama.chat import ChatTemplate
 
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     if template is not None:
@@ -111,7 +112,7 @@ def test_bad_chat_templates_are_one_line(directory, settings, message):
 def test_a_missing_jinja2_is_one_line(directory, monkeypatch):
     import sys
 
-    from llama.chat import ChatTemplate
+    from jax_sa.llama.chat import ChatTemplate
 
     monkeypatch.setitem(sys.modules, "jinja2", None)
     monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)

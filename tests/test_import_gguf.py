@@ -15,9 +15,10 @@ pytest.importorskip("tokenizers", reason="tokenizers is not installed; pip insta
 import import_gguf
 import run_sa_spec
 import tiny_gguf
-from llama import checkpoint, config, gguf_file, model
-from llama.chat import ChatTemplate
-from llama.tokenizer import Tokenizer
+
+from jax_sa.llama import checkpoint, config, gguf_file, model
+from jax_sa.llama.chat import ChatTemplate
+from jax_sa.llama.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import llama_families as families
 import numpy as np
 import pytest
-from llama import checkpoint, config, drafter, model, mtp, paged, weights
 
 import jax_sa
+from jax_sa.llama import checkpoint, config, drafter, model, mtp, paged, weights
 
 ROWS, TEXT = families.TOKENS.shape
 WITH_MTP = dataclasses.replace(families.FAMILIES["llama3"], num_mtp=1, eos_tokens=(3, 5))

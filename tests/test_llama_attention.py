@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from llama import attention, attention_kernel
 
 import jax_sa
+from jax_sa.llama import attention, attention_kernel
 
 LAYERS, PAGES, GROUPS, PAGE_SIZE = 3, 40, 2, 8
 TABLE = np.full((4, 12), PAGES, np.int32)  # of rows that have 12, 5, 0 and 9 pages

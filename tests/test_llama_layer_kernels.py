@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_llama_attention as blocks
-from llama import attention, attention_kernel, layer_kernels, model, weights
-from llama.config import Config
 from requirements import unavailable
+
+from jax_sa.llama import attention, attention_kernel, layer_kernels, model, weights
+from jax_sa.llama.config import Config
 
 LAYERS, GROUPS, HEAD_DIM, HIDDEN, INNER = blocks.LAYERS, blocks.GROUPS, 32, 96, 160
 

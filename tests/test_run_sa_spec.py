@@ -20,11 +20,11 @@ import engine
 import live_text
 import run_sa_spec
 import train_checkpoint
-from llama import checkpoint, weights
-from llama import config as llama_config
 
 from jax_sa import calibration, decoder
 from jax_sa.__main__ import main as jax_sa_main
+from jax_sa.llama import checkpoint, weights
+from jax_sa.llama import config as llama_config
 
 EXAMPLES = pathlib.Path(run_sa_spec.__file__).parent
 BUNDLED = EXAMPLES / "checkpoint"

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import llama_families as families
 import numpy as np
 import pytest
-from llama import checkpoint, drafter, model, paged
 from test_draft_tree import path_to, random_trees
 from test_llama import (
     CLOSE,
@@ -20,6 +19,7 @@ from test_llama import (
 )
 
 import jax_sa
+from jax_sa.llama import checkpoint, drafter, model, paged
 from jax_sa.tree_block import tree_block
 
 NODES = 7

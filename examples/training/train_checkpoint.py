@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 import training_corpus
-from llama import checkpoint, model, mtp, weights
-from llama.config import Config
-from llama.tokenizer import FILE as TOKENIZER_FILE
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from jax_sa.llama import checkpoint, model, mtp, weights
+from jax_sa.llama.config import Config
+from jax_sa.llama.tokenizer import FILE as TOKENIZER_FILE
 
 END_OF_TEXT = "<|endoftext|>"
 MTP_WEIGHT = 0.3

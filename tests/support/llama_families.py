@@ -11,8 +11,9 @@ import zlib
 
 import jax
 import numpy as np
-from llama import checkpoint, weights
-from llama.config import Config, Llama3Rope
+
+from jax_sa.llama import checkpoint, weights
+from jax_sa.llama.config import Config, Llama3Rope
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "llama_logits.npz"
 SIZES = {

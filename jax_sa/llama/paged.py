@@ -19,9 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jax_sa
 from jax_sa.cache_schema import PADDING_PAGE, BlockTable, init_block_table
-from llama import model
-from llama.attention import make_block
-from llama.config import Config
+from jax_sa.llama import model
+from jax_sa.llama.attention import make_block
+from jax_sa.llama.config import Config
 
 
 @jax.tree_util.register_dataclass

@@ -14,10 +14,10 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
-from llama import config as llama_config
-from llama import weights as llama_weights
-from llama.config import Config
-from llama.weights import Weight
+from jax_sa.llama import config as llama_config
+from jax_sa.llama import weights as llama_weights
+from jax_sa.llama.config import Config
+from jax_sa.llama.weights import Weight
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llama import model
-from llama.attention import Attend
-from llama.config import Config
+from jax_sa.llama import model
+from jax_sa.llama.attention import Attend
+from jax_sa.llama.config import Config
 
 
 def decode(

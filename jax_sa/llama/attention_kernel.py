@@ -1,4 +1,4 @@
-"""`llama.attention.plain_attention` as a kernel for GPUs, with the scores on the chip only.
+"""`jax_sa.llama.attention.plain_attention` as a kernel for GPUs, with the scores on the chip only.
 
 A program computes one tile of one group of heads: W tokens times the R query heads of the group
 are the rows of its products, and it goes over the keys of the tile's row block by block, up to the
@@ -6,7 +6,7 @@ last place that the tile sees, keeping a running maximum and sum of each row's s
 Gimelshein 2018; FlashAttention, Dao et al. 2022). Where there are few tiles, several programs
 share one, and what they found is put together afterwards (Flash-Decoding, Dao et al. 2023).
 
-Letters: as in `llama.attention`; P programs of a tile.
+Letters: as in `jax_sa.llama.attention`; P programs of a tile.
 """
 
 import functools
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from llama.attention import Block
+from jax_sa.llama.attention import Block
 
 KEYS = 128
 """Places of a block of keys at most."""
@@ -52,7 +52,7 @@ def paged_attention(
     parts: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """The result of `llama.attention.plain_attention`, for the same arguments.
+    """The result of `jax_sa.llama.attention.plain_attention`, for the same arguments.
 
     Args:
       q: [T, G, R, H].

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from llama.config import read_json
+from jax_sa.llama.config import read_json
 
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"

@@ -14,12 +14,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from llama import config as llama_config
-from llama.chat import CONFIG_FILE as TOKENIZER_CONFIG_FILE
-from llama.checkpoint import WEIGHTS_FILE, write_safetensors
-from llama.config import GENERATION_FILE, Config
-from llama.tokenizer import FILE as TOKENIZER_FILE
-from llama.tokenizer import import_tokenizers
+from jax_sa.llama import config as llama_config
+from jax_sa.llama.chat import CONFIG_FILE as TOKENIZER_CONFIG_FILE
+from jax_sa.llama.checkpoint import WEIGHTS_FILE, write_safetensors
+from jax_sa.llama.config import GENERATION_FILE, Config
+from jax_sa.llama.tokenizer import FILE as TOKENIZER_FILE
+from jax_sa.llama.tokenizer import import_tokenizers
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 

@@ -8,7 +8,7 @@ A cache without pages is one of a single large page a row. Every token of the bl
 first; then each attends to the places of its row up to its own. What a page holds beyond, of
 refused tokens or of other texts, is never seen.
 
-On a GPU a kernel computes it (`llama.attention_kernel`), elsewhere plain XLA, its reference.
+On a GPU a kernel computes it (`jax_sa.llama.attention_kernel`), elsewhere plain XLA, its reference.
 
 Letters: T tokens of the block, B rows, M pages of a row, N pages in all, S tokens of a page, Q
 query heads, G key/value heads, R = Q / G, H head size, I tiles, W tokens of a tile.
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 import jax_sa
-from llama.weights import AXIS
+from jax_sa.llama.weights import AXIS
 
 Memory = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
 """Keys and values: one array [L, N, G, S, H] of all layers, or for each layer one [1, N, ...]."""
@@ -299,7 +299,7 @@ def gpu_kernel(head_dim: int, shared: int) -> ModuleType | None:
     if jax.default_backend() != "gpu":
         return None
     try:
-        from llama import attention_kernel
+        from jax_sa.llama import attention_kernel
     except ImportError:
         return None
     return attention_kernel if attention_kernel.is_possible(head_dim, shared) else None

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from llama import attention_kernel
-from llama.attention import Block, Memory
+from jax_sa.llama import attention_kernel
+from jax_sa.llama.attention import Block, Memory
 
 MOST_TOKENS = 256
 """Blocks of more tokens are left to XLA's products: prompts."""
@@ -96,7 +96,7 @@ def through_layers(
 def normalise(
     x: jax.Array, weight: jax.Array, layer: jax.Array, eps: float, *, interpret: bool = False
 ) -> jax.Array:
-    """`llama.model.rms_norm` of states [T, D] by the layer's weights of [L, D]."""
+    """`jax_sa.llama.model.rms_norm` of states [T, D] by the layer's weights of [L, D]."""
     hidden = x.shape[1]
 
     def normalise_kernel(layer_ref, x_ref, weight_ref, out_ref):

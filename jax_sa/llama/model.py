@@ -20,8 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jax_sa
-from llama import weights
-from llama.attention import (
+from jax_sa.llama import weights
+from jax_sa.llama.attention import (
     Attend,
     Block,
     Memory,
@@ -29,8 +29,8 @@ from llama.attention import (
     gpu_kernel,
     make_block,
 )
-from llama.config import Config, Llama3Rope
-from llama.weights import AXIS
+from jax_sa.llama.config import Config, Llama3Rope
+from jax_sa.llama.weights import AXIS
 
 INT32_MAX = 2**31 - 1
 
@@ -172,7 +172,7 @@ def _layer_kernels(
     shared = config.num_heads // config.num_kv_heads
     if mesh is not None or not gpu_kernel(config.head_dim, shared):
         return None
-    from llama import layer_kernels
+    from jax_sa.llama import layer_kernels
 
     is_possible = layer_kernels.is_possible(params["layers"], total, config.head_dim)
     return layer_kernels if is_possible else None

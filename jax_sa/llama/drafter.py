@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 import jax_sa
-from llama import model, mtp
-from llama.attention import cached_attention
-from llama.config import Config
-from llama.model import Cache
+from jax_sa.llama import model, mtp
+from jax_sa.llama.attention import cached_attention
+from jax_sa.llama.config import Config
+from jax_sa.llama.model import Cache
 
 
 def mtp_drafter(config: Config, max_draft: int) -> jax_sa.NeuralDrafter:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llama.config import Config
+from jax_sa.llama.config import Config
 
 AXIS = "tp"
 """The mesh axis over which a model is split."""
@@ -95,9 +95,9 @@ def in_one_array() -> bool:
 
     Such a program compiles in half the time or less, but XLA copies the layer's matrices out of the
     array before it multiplies by them. On a CPU, a step of one row and one token then takes 1.4
-    times as long: there, every layer has arrays of its own. On a GPU, `llama.layer_kernels` read
-    small blocks' weights where they are, and for large blocks the copies matter little. The same
-    goes for the caches of the layers.
+    times as long: there, every layer has arrays of its own. On a GPU, `jax_sa.llama.layer_kernels`
+    read small blocks' weights where they are, and for large blocks the copies matter little. The
+    same goes for the caches of the layers.
     """
     return jax.default_backend() != "cpu"
 
