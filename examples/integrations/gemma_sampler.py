@@ -63,7 +63,8 @@ def sample(params, prompt, max_new_tokens, max_draft):
         accepted, last, used, cache, state = sample_step(
             params, last, used, cache, state, max_draft
         )
-        tokens += accepted.tokens[0, : accepted.length[0]].tolist()
+        emitted = jax.device_get(accepted)
+        tokens += emitted.tokens[0, : emitted.length[0]].tolist()
         calls += 1
     return tokens[:max_new_tokens], calls
 
