@@ -354,7 +354,8 @@ class Decoder(DraftOptions):
         """
         check_int("max_new_tokens", max_new_tokens, CALIBRATION_TOKENS)
         request = _check_request(
-            _Request(prompts, prompt_lengths, None, sampling, max_new_tokens), cache, state
+            _Request(prompts, prompt_lengths, None, sampling, max_new_tokens),
+            *(params, cache, state),
         )
         _check_pool(state, pool)
         length = jnp.copy(cache.length)

@@ -107,8 +107,8 @@ def check_model(
         assert report.ok
 
     It tells a wrong logit from rounding by how much the logits change with an earlier token, so
-    random parameters will do where that is more than rounding. It takes the time to compile five
-    programs, and to decode about `4 * capacity` tokens one by one.
+    random parameters will do where that is more than rounding. It takes the time to compile ten
+    small programs, and to decode some `4 * capacity` tokens of each row one by one.
 
     Args:
       model: as `jax_sa.Decoder` describes it.
@@ -206,23 +206,31 @@ class _Probed:
         logits, cache = self._read_each(*given)
         return np.asarray(logits), cache
 
+    def after(self, text: np.ndarray, count: int) -> Any:
+        """The cache of the first `count` tokens of a text, read one by one."""
+        if count == 0:
+            return self.make_cache()
+        return self.read_each(text[:, :count], np.arange(count)[None])[1]
+
+    @property
+    def first(self) -> int:
+        """The first token that plain texts are made of; they hold no special one if V allows."""
+        first = max(self.special_tokens, default=-1) + 1
+        return first if first + 4 <= self.vocabulary else 0
+
     def text(self, count: int, seed: int = 0, *, special: bool = False) -> np.ndarray:
         """int32[B, N] random tokens; every third is special, or none."""
         random = np.random.default_rng(seed)
-        first = max(self.special_tokens, default=-1) + 1
-        first = first if first + 4 <= self.vocabulary else 0
-        text = random.integers(first, self.vocabulary, (self.rows, count)).astype(np.int32)
+        text = random.integers(self.first, self.vocabulary, (self.rows, count)).astype(np.int32)
         known = [token for token in self.special_tokens if token < self.vocabulary]
         if special and known:
             text[:, 1::3] = random.choice(known, text[:, 1::3].shape)
         return text
 
     def another(self, tokens: np.ndarray) -> np.ndarray:
-        """Other tokens than these, each of them."""
-        first = int(self.text(1).min() > max(self.special_tokens, default=-1))
-        low = (max(self.special_tokens, default=-1) + 1) * first
-        count = self.vocabulary - low
-        return (low + (tokens - low + 1 + count // 3) % count).astype(np.int32)
+        """Other tokens than these of a plain text, each of them."""
+        count = self.vocabulary - self.first
+        return self.first + (tokens - self.first + 1 + count // 3) % count
 
     @functools.cached_property
     def truth(self) -> np.ndarray:
@@ -302,8 +310,8 @@ def _check_offset(probed: _Probed) -> None:
     altered[:, 1:start] = probed.another(text[:, 1:start])
     logits = []
     for before in (text, altered):
-        _, cache = probed.read_each(before[:, :start], np.arange(start)[None])
-        logits.append(probed.read(text[:, start : start + BLOCK], start, cache)[0])
+        block = text[:, start : start + BLOCK]
+        logits.append(probed.read(block, start, probed.after(before, start))[0])
     if not probed.differ(*logits):
         raise Broken(
             "A block of several tokens does not see the tokens before it: the model takes T > 1 "
@@ -320,9 +328,8 @@ def _check_order(probed: _Probed) -> None:
         altered[:, last] = probed.another(text[:, last])
         logits = []
         for tokens in (text, altered):
-            _, cache = probed.read_each(text[:, :start], np.arange(start)[None])
-            block, _ = probed.read(tokens[:, start : start + BLOCK], start, cache)
-            logits.append(block[:, :-1])
+            block = tokens[:, start : start + BLOCK]
+            logits.append(probed.read(block, start, probed.after(text, start))[0][:, :-1])
         if probed.differ(*logits):
             raise Broken(
                 f"In a block at position {start}, a token sees one that comes after it. The mask "
@@ -419,8 +426,7 @@ def _check_late(probed: _Probed) -> None:
 
 def _check_room(probed: _Probed) -> None:
     text, late = probed.text(probed.capacity), probed.capacity - BLOCK
-    _, cache = probed.read_each(text[:, :late], np.arange(late)[None])
-    logits, _ = probed.read(text[:, late:], late, cache)
+    logits, _ = probed.read(text[:, late:], late, probed.after(text, late))
     if probed.differ(logits, probed.long_truth[:, late:]):
         raise Broken(
             "A block that ends at the last position of the cache gets wrong logits, so the cache "
@@ -430,9 +436,8 @@ def _check_room(probed: _Probed) -> None:
 
 def _note_beyond(probed: _Probed) -> None:
     text, late = probed.text(probed.capacity), probed.capacity - BLOCK // 2
-    _, cache = probed.read_each(text[:, :late], np.arange(late)[None])
     beyond = np.concatenate([text[:, late:], text[:, : BLOCK // 2]], axis=1)
-    _, cache = probed.read(beyond, late, cache)
+    _, cache = probed.read(beyond, late, probed.after(text, late))
     logits, _ = probed.read(text[:, late : late + 1], late, cache)
     if probed.differ(logits, probed.long_truth[:, late : late + 1]):
         raise Broken(

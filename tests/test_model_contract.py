@@ -345,7 +345,7 @@ def test_a_function_written_anew_is_warned_of():
         return toy_model.model(params, tokens, cache)
 
     def decode(function):
-        cache = toy_model.init_cache(1, 8)
+        cache = toy_model.init_cache(1, 32)
         jax_sa.generate(function, PARAMS, [[1, 2]], None, cache, max_new_tokens=2)
 
     extra = object()
