@@ -11,7 +11,14 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = pathlib.Path(__file__).parents[1]
-PUBLISHED = ("*.md", "docs/*.md", "docs/images/*", "examples/*.py", "examples/*/*.md")
+PUBLISHED = (
+    "*.md",
+    "docs/*.md",
+    "docs/images/*",
+    "examples/*.py",
+    "examples/*/*.md",
+    "examples/*/*.py",
+)
 NOTEBOOKS = "notebooks/*.ipynb"
 
 
