@@ -7,7 +7,7 @@ import numpy as np
 
 from jax_sa._checks import check_int
 from jax_sa.automaton import read_tokens, validate
-from jax_sa.state import WINDOW, Invalid, State, check_state
+from jax_sa.state import WINDOW, AnyState, Invalid, State, check_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Automaton:
     `jax_sa.state.WINDOW` of them."""
 
 
-def inspect_slot(state: State, slot: int) -> Automaton:
+def inspect_slot(state: AnyState, slot: int) -> Automaton:
     """The automaton of a slot.
 
     The text is read from the state, its automaton is built once more in plain Python, and
@@ -44,7 +44,7 @@ def inspect_slot(state: State, slot: int) -> Automaton:
     not depend on how the state lays out its arrays. It waits for the device; not for use in jit.
 
     Args:
-      state: of S slots; it is only read.
+      state: a `State` of S slots; it is only read.
       slot: in 0..S-1.
 
     Returns:

@@ -1,6 +1,7 @@
 """Pictures of texts, drafts and automata, on axes of matplotlib (`pip install jax_sa[plot]`)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jax_sa.inspection import Automaton
 
@@ -113,7 +114,10 @@ def draw_automaton(
 
 _RADIUS = 0.2
 _LINK_BEND = -0.25
-_LABEL = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}, "zorder": 2}
+_LABEL: dict[str, Any] = {
+    "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+    "zorder": 2,
+}
 
 
 def _draw_token(axes: Axes, x: float, y: float, name: str, color: str, size: float) -> None:

@@ -175,3 +175,30 @@ def test_what_tuning_expects_of_drafts():
         expected = jnp.cumsum(jnp.cumprod(holds))[jnp.array([3, 7, 15])]
         assert first == f"{100 * float(holds[0]):.0f}"
         assert saved == [f"{float(value):.1f}" for value in expected]
+
+
+def table_rows(text):
+    return {
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in text.splitlines()
+        if line.startswith("|")
+    }
+
+
+def test_speeds_of_tuning_are_those_of_the_readme():
+    tuning = (ROOT / "docs/tuning.md").read_text()
+    (part,) = re.findall(r"^## By batch.*?^## ", tuning, re.DOTALL | re.MULTILINE)
+    readme = (ROOT / "README.md").read_text().replace(r" \*", "")
+    readme = readme.replace(", which no draft foretells", "")
+    assert table_rows(part) <= table_rows(readme)
+
+
+def test_figures_of_tuning_stand_where_they_link_to():
+    tuning = (ROOT / "docs/tuning.md").read_text()
+    (part,) = re.findall(r"^## By kind of text.*?^## ", tuning, re.DOTALL | re.MULTILINE)
+    rows = [row for row in table_rows(part) if "](" in row[2]]
+    assert len(rows) == 8
+    for row in rows:
+        (page,) = re.findall(r"\]\(([a-z_]+\.md)", row[2])
+        figures = set(re.findall(r"\d+\.\d+", (ROOT / "docs" / page).read_text()))
+        assert figures >= set(re.findall(r"\d+\.\d+", row[1])), row

@@ -57,6 +57,8 @@ def public_names():
         for name in re.findall(r"import (\w+) as \1\n", (ROOT / path).read_text()):
             if f"{package}.{name}" not in PACKAGES:
                 yield f"{package}.{name}"
+    for name in re.findall(r"^def ([a-z]\w*)", (ROOT / "jax_sa/plot.py").read_text(), re.MULTILINE):
+        yield f"jax_sa.plot.{name}"
 
 
 def test_reference_has_every_public_name():
@@ -74,7 +76,8 @@ def package():
 @pytest.mark.parametrize("name", list(public_names()))
 def test_name_is_documented(package, name):
     """The name, and its fields, properties and methods."""
-    found = package[name.removeprefix("jax_sa.")].final_target
+    found = package[name.removeprefix("jax_sa.")]
+    found = found.final_target if found.is_alias else found
     members = [] if found.is_function or found.is_attribute else found.members.values()
     public = [found, *(member for member in members if not member.name.startswith("_"))]
     assert not [thing.path for thing in public if not thing.has_docstring]
