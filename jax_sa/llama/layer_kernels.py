@@ -1,12 +1,15 @@
-"""A decoder layer as eight kernels for GPUs, for blocks of few tokens.
+"""A decoder layer as eight kernels for GPUs.
 
 Where few tokens are read, a step waits for kernels to start and for weights to come. So the kernel
-of a product also does what follows it: the rotary embedding and the writing of keys and values, the
-gate, the residual sum. It reads its weights in place, from the array of all layers. Its time hardly
-depends on the number of tokens: they share one reading of the weights.
+of a product also does what follows it: the rotary embedding and the writing of keys and values, or
+the gate. It reads its weights in place, from the array of all layers. Its time hardly depends on
+the number of tokens: they share one reading of the weights.
 
 A program of a product computes one tile of tokens times one tile of outputs, with tensor cores, and
-goes over the inputs chunk by chunk. A token's result does not depend on the block's other tokens.
+goes over the inputs chunk by chunk. A product with few tiles of outputs would leave most of a GPU
+idle: each of several programs sums a part of its inputs (split-K), and the normalisation that
+follows, which reads whole rows anyway, adds the parts to the states. In a product, a token's result
+does not depend on the block's other tokens, only on how many there are, and up to 64 not on that.
 
 Letters: T tokens, L layers, D hidden size, G key/value heads, R query heads of each, H head size,
 I inner size of the MLP, N pages, S tokens of a page; M tokens of a tile, C columns, K inputs.
@@ -27,18 +30,17 @@ MOST_TOKENS = 1024
 """Blocks of more tokens are left to XLA's products. Their layers are a loop in the program, for
 which a GPU waits for the host: so does then every step that might have such a block."""
 TOKENS = 64
-"""Tokens of a tile at most."""
-FEWEST = 16
-"""Tokens of a tile at least, of which a product may use fewer."""
+"""Tokens of a tile, of which a product may use fewer: tiles of 16 take no less time."""
 COLUMNS = (64, 32, 16)
-"""Outputs of a tile: as many as leave a program for each multiprocessor."""
+"""Outputs of a tile: the most that leave a program for each multiprocessor, or else the fewest."""
 PROGRAMS = 128
 """Multiprocessors of a GPU, about. Where a product has fewer tiles, its inputs are split too."""
 MOST_PARTS = 4
-INPUTS = 128
+"""Parts of the inputs at most: all are written, and read again."""
+INPUTS = 64
 """Inputs of a chunk."""
 WARPS = 4
-STAGES = 4
+STAGES = 8
 """Chunks that are on their way at the same time at most."""
 SHARED_BYTES = 96 * 1024
 """What these may take of a multiprocessor's memory: every GPU from 2018 on has so much."""
@@ -168,7 +170,7 @@ def project_heads(
     """
     total, (groups, head_dim) = x.shape[0], (keys.shape[2], keys.shape[4])
     shared = weight.shape[-1] // (groups * head_dim) - 2
-    tile, pairs = _tile(total), head_dim // 2
+    pairs = head_dim // 2
     while pairs > COLUMNS[-1] and _programs(total, weight.shape[-1] // (2 * pairs)) < PROGRAMS:
         pairs //= 2
     cos, sin = (angle.reshape(total, -1) for angle in rotation)
@@ -179,7 +181,7 @@ def project_heads(
         layer_ref, page_ref, place_ref, cos_ref, sin_ref, x_ref, weight_ref, _, __,
         q_ref, k_ref, v_ref,
     ):  # fmt: skip
-        layer, token, nth, group = layer_ref[0], _token(tile), *map(pl.program_id, (1, 2))
+        layer, token, nth, group = layer_ref[0], _token(), *map(pl.program_id, (1, 2))
         member, piece = nth // splits, nth % splits
         is_in, is_value = token < total, member == shared + 1
         half = piece * pairs + jnp.arange(pairs, dtype=jnp.int32)
@@ -205,10 +207,10 @@ def project_heads(
     q = jax.ShapeDtypeStruct((total, groups, shared, head_dim), x.dtype)
     return _call(
         heads_kernel,
-        (pl.cdiv(total, tile), (shared + 2) * splits, groups),
+        (pl.cdiv(total, TOKENS), (shared + 2) * splits, groups),
         [q, _like(keys), _like(values)],
         interpret,
-        chunk=INPUTS * (tile + 2 * pairs),
+        chunk=INPUTS * (TOKENS + 2 * pairs),
         aliases={7: 1, 8: 2},
     )(layer[None], block.page, block.place, cos, sin, x, weight, keys, values)
 
@@ -218,10 +220,10 @@ def gate(
 ) -> jax.Array:
     """[T, I] the gated inner states of the MLP: states [T, D] by the layer's [L, D, 2, I]."""
     (total, _), inner = x.shape, weight.shape[-1]
-    tile, columns = _tile(total), _columns(total, inner)
+    columns = _columns(total, inner)
 
     def gate_kernel(layer_ref, x_ref, weight_ref, out_ref):
-        token, column = _token(tile), _column(columns)
+        token, column = _token(), _column(columns)
         layer = layer_ref[0]
         places = [lambda row, which=which: (layer, row, which, column[None]) for which in (0, 1)]
         gate, up = _products(x_ref, weight_ref, places, token, columns)
@@ -230,7 +232,7 @@ def gate(
         triton.store(out_ref.at[token[:, None], column[None]], out.astype(out_ref.dtype), mask=mask)
 
     out = jax.ShapeDtypeStruct((total, inner), x.dtype)
-    grid, chunk = (pl.cdiv(total, tile), inner // columns), INPUTS * (tile + 2 * columns)
+    grid, chunk = (pl.cdiv(total, TOKENS), inner // columns), INPUTS * (TOKENS + 2 * columns)
     call = _call(gate_kernel, grid, [out], interpret, chunk=chunk)
     return call(layer[None], x, weight)[0]
 
@@ -240,14 +242,14 @@ def multiply(
 ) -> jax.Array:
     """float32[P, T, D], whose sum over P parts is x [T, K] by the layer's matrix of [L, K, D]."""
     (total, size), outputs = x.shape, weight.shape[-1]
-    tile, columns = _tile(total), _columns(total, outputs, MOST_PARTS)
+    columns = _columns(total, outputs, MOST_PARTS)
     programs = _programs(total, outputs // columns)
     chunks = pl.cdiv(size, INPUTS)
     share = pl.cdiv(chunks, max(1, min(MOST_PARTS, PROGRAMS // programs)))
     parts = pl.cdiv(chunks, share)
 
     def multiply_kernel(layer_ref, x_ref, weight_ref, out_ref):
-        token, column, part = _token(tile), _column(columns), pl.program_id(2)
+        token, column, part = _token(), _column(columns), pl.program_id(2)
         layer = layer_ref[0]
         places = [lambda row: (layer, row, column[None])]
         begin = part * share
@@ -257,8 +259,8 @@ def multiply(
         triton.store(out_ref.at[at], product, mask=mask)
 
     out = jax.ShapeDtypeStruct((parts, total, outputs), jnp.float32)
-    grid = (pl.cdiv(total, tile), outputs // columns, parts)
-    call = _call(multiply_kernel, grid, [out], interpret, chunk=INPUTS * (tile + columns))
+    grid = (pl.cdiv(total, TOKENS), outputs // columns, parts)
+    call = _call(multiply_kernel, grid, [out], interpret, chunk=INPUTS * (TOKENS + columns))
     return call(layer[None], x, weight)[0]
 
 
@@ -318,23 +320,18 @@ def _call(
     )
 
 
-def _tile(total: int) -> int:
-    """M, for blocks of so many tokens."""
-    return min(TOKENS, max(FEWEST, pl.next_power_of_2(total)))
-
-
-def _token(tile: int) -> jax.Array:
+def _token() -> jax.Array:
     """int32[M] the tokens of a program.
 
     Those that there are not are neither read nor stored. No two are the same: of two stores to one
     place, one of them masked, either could remain.
     """
-    return pl.program_id(0) * tile + jnp.arange(tile, dtype=jnp.int32)
+    return pl.program_id(0) * TOKENS + jnp.arange(TOKENS, dtype=jnp.int32)
 
 
 def _programs(total: int, tiles: int) -> int:
     """Programs of a product with so many tiles of outputs."""
-    return pl.cdiv(total, _tile(total)) * tiles
+    return pl.cdiv(total, TOKENS) * tiles
 
 
 def _columns(total: int, outputs: int, most_parts: int = 1) -> int:
