@@ -34,9 +34,16 @@ def random_prompts(seed, lengths, width=None):
     return jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32)
 
 
-def generate(prompts, lengths, count, *, automaton=False, capacity=256, cache_size=256, **options):
+def full_state(rows, capacity, room):
+    """Automata in which other texts have left room for so many tokens."""
+    other = jnp.asarray(np.random.default_rng(9).integers(0, 11, (rows, capacity)), jnp.int32)
+    lengths = jnp.full(rows, capacity - room, jnp.int32)
+    return jax_sa.extend(jax_sa.init(rows, capacity), other, lengths)
+
+
+def generate(prompts, lengths, count, *, automaton=False, room=256, cache_size=256, **options):
     rows = len(lengths)
-    state = jax_sa.init(rows, capacity) if automaton else None
+    state = full_state(rows, 256, room) if automaton else None
     return jax_sa.generate(
         toy_model.model,
         PARAMS,
@@ -119,10 +126,10 @@ def test_stop_tokens_cut_inside_an_accepted_block():
 
 
 @pytest.mark.parametrize("mode", ["automaton", "hybrid"])
-@pytest.mark.parametrize("capacity", [1, 20, 45])
-def test_full_slots_go_on_without_drafts(mode, capacity):
+@pytest.mark.parametrize("room", [1, 20, 45])
+def test_full_slots_go_on_without_drafts(mode, room):
     prompts, lengths = random_prompts(2, [40, 3, 19])
-    generation = generate(prompts, lengths, 60, capacity=capacity, **MODES[mode])
+    generation = generate(prompts, lengths, 60, room=room, **MODES[mode])
     assert_greedy(generation, prompts, lengths, [60] * 3)
     assert np.all(np.asarray(generation.state.status) == jax_sa.Status.FULL)
 
@@ -603,13 +610,23 @@ def test_the_check_sees_copies():
     [
         ({"prompts": PROMPTS[0]}, ValueError, r"prompts: expected int32\[B, P\], got int32\[3\]"),
         ({"prompts": PROMPTS[:, :0]}, ValueError, r"prompts: expected a row and.*got \[2, 0\]"),
-        ({"prompts": [[1]]}, TypeError, "prompts: expected int32.*got list"),
-        ({"prompts": np.ones((2, 3), int)}, TypeError, "prompts: expected int32.*got int64"),
+        ({"prompts": [[1], [2, 3]]}, TypeError, "prompts: .*different lengths: jax_sa.pad_prompts"),
+        ({"prompts": [[1.5], [2.0]]}, TypeError, "prompts: expected int32.*got float64"),
+        ({"prompts": np.full((2, 3), 2**31)}, ValueError, "prompts: expected integers that int32"),
         ({"prompt_lengths": PROMPTS}, ValueError, r"prompt_lengths: expected int32\[2,\]"),
         ({"cache": toy_model.init_cache(3, 9)}, ValueError, r"cache.length: .*\[2,\], got.*\[3\]"),
-        ({"cache": {}}, TypeError, "cache.length: expected int32.*got NoneType"),
+        ({"cache": {}}, TypeError, r"cache: .*`length`.*got dict: jax_sa.KVCache\(length, kv\)"),
         ({"state": jax_sa.init(3, 9)}, ValueError, r"state: expected 2 slots, got 3"),
         ({"state": {}}, TypeError, "state: expected a jax_sa.State"),
+        ({"state": jax_sa.init(2, 6)}, ValueError, "state: .*max_seq_len of at least 7.*got 6"),
+        ({"logits_fn": 1}, TypeError, "logits_fn: expected a function, got int"),
+        ({"logits_fn": print, "tree_nodes": 4}, ValueError, "logits_fn: expected none with tree"),
+        ({"draft_widths": [2]}, TypeError, r"draft_widths: expected a tuple of ints, got \[2\]"),
+        (
+            {"draft_widths": (99,)},
+            ValueError,
+            r"draft_widths: expected an int in \[1, 16\]",
+        ),
         ({"limits": jnp.ones(3, jnp.int32)}, ValueError, r"limits: expected int32\[2,\]"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens: expected an int"),
         ({"max_draft": 0}, ValueError, "max_draft: expected an int"),

@@ -6,6 +6,7 @@ import pathlib
 import re
 import secrets
 
+import attention_model
 import jax.numpy as jnp
 import packed_model
 import pytest
@@ -113,6 +114,22 @@ def test_examples_of_speed():
     assert generation.tokens[0].tolist() == toy_model.greedy(prompts[0], 32)
     assert generation.tokens[1].tolist() == toy_model.greedy(prompts[1, :5], 32)
     assert names["done"].tokens.tolist() == [toy_model.greedy(prompts[0], 8)] * 5
+
+
+def test_examples_of_the_model_contract():
+    run(
+        "model_contract.md",
+        {
+            "jax_sa": jax_sa,
+            "jnp": jnp,
+            "model": attention_model.make(),
+            "params": attention_model.init_params(),
+            "init_cache": attention_model.init_cache,
+            "stack": attention_model.forward,
+            "init_stack_cache": attention_model.init_keys,
+            "stack_params": attention_model.init_params(),
+        },
+    )
 
 
 def test_examples_of_trees():

@@ -67,6 +67,17 @@ def test_logits_equal_those_recorded_from_transformers(family, tmp_path):
     np.testing.assert_allclose(logits[:, -golden.shape[1] :], golden, **CLOSE)
 
 
+def test_it_keeps_the_contract_of_a_model(family, tmp_path):
+    settings, params = load(tmp_path, families.FAMILIES[family])
+    report = jax_sa.check_model(
+        functools.partial(model.apply, settings),
+        params,
+        lambda rows, capacity: empty_cache(settings, capacity, rows=rows),
+        capacity=24,
+    )
+    assert report.ok, str(report)
+
+
 def test_logits_equal_those_of_transformers(family, tmp_path):
     for package in ("torch", "transformers"):
         pytest.importorskip(package, reason=f"{package} is not installed; see the recorded logits")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import test_gpu_program
 import toy_model
-from test_decoder import assert_greedy, random_prompts
+from test_decoder import assert_greedy, full_state, random_prompts
 from test_verify import chance, distribution
 
 import jax_sa
@@ -18,7 +18,15 @@ PARAMS = jnp.asarray(toy_model.TABLE)
 
 
 def generate(
-    prompts, lengths, count, *, nodes=8, capacity=256, model=toy_model.tree_model, **options
+    prompts,
+    lengths,
+    count,
+    *,
+    nodes=8,
+    room=256,
+    cache_size=256,
+    model=toy_model.tree_model,
+    **options,
 ):
     rows = len(lengths)
     decoder_options = {
@@ -29,9 +37,9 @@ def generate(
         PARAMS,
         prompts,
         lengths,
-        toy_model.init_cache(rows, 256),
+        toy_model.init_cache(rows, cache_size),
         max_new_tokens=count,
-        state=jax_sa.init(rows, capacity),
+        state=full_state(rows, 256, room),
         **options,
     )
 
@@ -96,9 +104,21 @@ def test_where_nothing_is_worth_it_nothing_is_verified():
     assert_greedy(generation, prompts, lengths, [50] * 2)
 
 
+@pytest.mark.parametrize("nodes", [2, 8, 13])
+def test_a_cache_of_just_prompt_and_new_tokens_will_do(nodes):
+    """Neither the nodes of a row near its end nor those beside a finished one need more."""
+    prompts, lengths = random_prompts(4, [20, 20, 20, 7])
+    limits = jnp.asarray([30, 9, 30, 30], jnp.int32)
+    drafted = generate(
+        prompts, lengths, 30, nodes=nodes, cache_size=50, limits=limits, costs=free(nodes)
+    )
+    assert_greedy(drafted, prompts, lengths, limits.tolist())
+    assert drafted.accepted.any()
+
+
 def test_full_slots_go_on_without_drafts():
     prompts, lengths = random_prompts(2, [40, 3, 19])
-    generation = generate(prompts, lengths, 60, capacity=45, costs=free(8))
+    generation = generate(prompts, lengths, 60, room=45, costs=free(8))
     assert_greedy(generation, prompts, lengths, [60] * 3)
 
 
