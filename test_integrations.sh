@@ -32,9 +32,10 @@ install() {  # ENVIRONMENT PACKAGE...
   local environment=$1
   shift
   if command -v uv >/dev/null; then
-    uv pip install --quiet --python "$environment/bin/python" "$@"
+    uv pip install --quiet --python "$environment/bin/python" -C cmake.define.JAX_SA_CUDA=OFF "$@"
   else
-    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
+      -C cmake.define.JAX_SA_CUDA=OFF "$@"
   fi
 }
 
