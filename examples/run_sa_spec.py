@@ -110,6 +110,11 @@ def make_parser() -> argparse.ArgumentParser:
         "exactly the module's drafts (default: %(default)s)",
     )
     add(
+        "--sa_spec_follow",
+        action="store_true",
+        help="go on behind the MTP module's draft with what the automaton says follows it",
+    )
+    add(
         "--max_draft",
         type=integer(1),
         default=jax_sa.Decoder.max_draft,
@@ -236,7 +241,7 @@ def note_options_without_effect(args: argparse.Namespace, modes: list[Mode]) -> 
         "without --use_sa_spec": (not sa, ["max_draft", "draft_factor", "min_match", "pool"]),
         "without drafts of both automaton and MTP module": (
             not both,
-            ["sa_spec_threshold"],
+            ["sa_spec_threshold", "sa_spec_follow"],
         ),
         "at temperature 0": (args.temperature == 0, ["top_k", "top_p", "seed"]),
         "with --compare, which runs both": (args.compare, ["use_sa_spec"]),

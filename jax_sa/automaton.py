@@ -35,7 +35,7 @@ from jax_sa.draft import DRAFT_FILL as DRAFT_FILL
 from jax_sa.draft import Source as Source
 from jax_sa.pool import Pool, check_pool
 from jax_sa.scan_state import ScanState
-from jax_sa.state import AnyState, check_state
+from jax_sa.state import AnyState, State, check_state
 
 MAX_DRAFT = 2**16
 """The largest `max_draft`."""
@@ -160,6 +160,67 @@ def lookup(
         *_check_seen(rows, pool, groups),
     ]
     results, _ = _call("lookup", operands, state, _draft_results(max_draft), attributes)
+    return Draft(*results)
+
+
+def lookup_after(
+    state: State,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    *,
+    max_draft: int,
+    slots: jax.Array | None = None,
+    limits: jax.Array | None = None,
+    min_match: int = 1,
+    max_match: int | None = None,
+    occurrence: str = "recent",
+    draft_factor: float | None = None,
+    periodic: bool = True,
+    pool: Pool | None = None,
+    groups: jax.Array | None = None,
+) -> Draft:
+    """Drafts what would follow if `tokens[b, :lengths[b]]` came next in each text.
+
+    So the tokens of another drafter can be followed on (`jax_sa.join_drafts`): the state is only
+    read, and rows may share a slot.
+
+    The match is the longest suffix of the text with the tokens behind it that occurs in the text
+    itself. Of the text's own repeated suffixes, its `WINDOW` longest ones are followed on; where
+    none of them leads anywhere, the tokens alone are looked for. The draft, which begins after the
+    tokens, goes on into them where the text ends, and then with its own beginning.
+
+    Args:
+      state: of S slots.
+      tokens: int32[B, T]; every int32 is a legal token.
+      lengths: int32[B] in 0..T; 0 makes this a `lookup`. A row of another length drafts nothing.
+      max_draft: K, and all that follows as in `lookup`.
+      slots: int32[B]; None: all slots, B is S.
+      limits: int32[B]; None: no limit.
+      min_match: shorter matches draft nothing.
+      max_match: None: no limit.
+      occurrence: "first" or "recent".
+      draft_factor: None: no limit.
+      periodic: whether a draft goes on with its beginning.
+      pool: None: the text alone.
+      groups: int32[B]; None: group 0 for all rows.
+
+    Raises:
+      ValueError, TypeError: at trace time, naming the argument; for a `ScanState` too.
+    """
+    check_state(state)
+    max_draft, attributes = check_lookup(
+        max_draft, min_match, max_match, occurrence, draft_factor, periodic
+    )
+    rows = _check_text(state, tokens, lengths, slots)
+    _check_limits(rows, limits)
+    operands = [
+        Argument("tokens", ROWS, tokens),
+        Argument("lengths", ROWS, lengths),
+        Argument("slots", SLOT_IDS, slots),
+        Argument("limits", ROWS, limits),
+        *_check_seen(rows, pool, groups),
+    ]
+    results, _ = _call("lookup_after", operands, state, _draft_results(max_draft), attributes)
     return Draft(*results)
 
 

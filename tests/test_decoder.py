@@ -384,6 +384,67 @@ def test_decoder_manager_and_merge_drafts_agree(threshold):
     jax.tree.map(np.testing.assert_array_equal, generation.draft, merged)
 
 
+@pytest.mark.parametrize("tree_nodes", [None, 6])
+@pytest.mark.parametrize("threshold", [3, 10**9])
+def test_neural_drafts_are_followed_on(threshold, tree_nodes):
+    """The draft of a decoder, by the ops that it is made of; the output stays the same."""
+    prompts = random_prompts(11, [30] * 8)[0]
+    lengths = jnp.full(8, 30, jnp.int32)
+    decoder = jax_sa.Decoder(
+        toy_model.tree_model,
+        drafter=DRAFTER,
+        follow_neural=True,
+        max_draft=6,
+        threshold=threshold,
+        tree_nodes=tree_nodes,
+    )
+    generation = decoder.init(
+        *(PARAMS, prompts, lengths, toy_model.init_cache(8, 80)),
+        max_new_tokens=32,
+        state=jax_sa.init(8, 80),
+    )
+    rows = jnp.arange(8, dtype=jnp.int32)
+    last, before = prompts[rows, -1], prompts[rows, -2]
+    first = PARAMS[before, last]
+    neural = jnp.stack([first, PARAMS[last, first]], axis=1)
+    state, draft = jax_sa.extend_lookup(jax_sa.init(8, 80), prompts, lengths, max_draft=6)
+    following = jax_sa.lookup_after(state, neural, jnp.full(8, 2, jnp.int32), max_draft=4)
+    assert int(following.length.sum()) > 0
+    joined = jax_sa.join_drafts(neural, following)
+    if tree_nodes is None:
+        expected = jax_sa.merge_drafts(draft, joined, threshold)
+    else:
+        known = jnp.arange(6, dtype=jnp.int32)[None] < joined.length[:, None]
+        expected = jax_sa.lookup_tree(
+            state,
+            max_nodes=tree_nodes,
+            max_draft=6,
+            neural=jnp.where(known, joined.tokens, -1),
+            threshold=threshold,
+        )
+    jax.tree.map(np.testing.assert_array_equal, generation.draft, expected)
+    while not generation.finished.all():
+        generation, _ = decoder.step(PARAMS, generation)
+    assert_greedy(generation, prompts, lengths, [32] * 8)
+
+
+def test_a_scan_cannot_follow_neural_drafts():
+    with pytest.raises(TypeError, match="state: expected a jax_sa.State for lookup_after"):
+        jax_sa.generate(
+            *(
+                toy_model.model,
+                PARAMS,
+                PROMPTS,
+                jnp.full(2, 3, jnp.int32),
+                toy_model.init_cache(2, 64),
+            ),
+            max_new_tokens=4,
+            state=jax_sa.init(2, 64, index="scan"),
+            drafter=DRAFTER,
+            follow_neural=True,
+        )
+
+
 def test_sampling_at_temperature_zero_is_greedy():
     prompts, lengths = random_prompts(8, [20, 9])
     sampling = jax_sa.Sampling(jax.random.key(0), temperature=0.0, top_k=3, top_p=0.5)
@@ -613,6 +674,7 @@ def test_the_check_sees_copies():
         ({"limits": jnp.ones(3, jnp.int32)}, ValueError, r"limits: expected int32\[2,\]"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens: expected an int"),
         ({"max_draft": 0}, ValueError, "max_draft: expected an int"),
+        ({"follow_neural": 1}, TypeError, "follow_neural: expected a bool, got 1"),
         ({"threshold": 0}, ValueError, r"threshold: expected an int in \[1, .*got 0"),
         ({"min_match": 3, "max_match": 2}, ValueError, "max_match: expected an int"),
         ({"occurrence": "last"}, ValueError, "occurrence: expected one of"),

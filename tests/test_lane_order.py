@@ -118,6 +118,30 @@ def test_any_order_leaves_the_same_pool(library, capacity, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_any_order_follows_alike(library, seed):
+    generator = np.random.default_rng(seed)
+    pool = jax_sa.init_pool(4)
+    rings = (ctypes.c_void_p * 4)(*map(pointer, jax.tree.leaves(jax.tree.map(np.array, pool))))
+    text = generator.integers(0, 2 + seed, 200, dtype=np.int32)
+    state = jax_sa.extend(jax_sa.init(1, 200), jnp.asarray(text[None]), jnp.full(1, 200, jnp.int32))
+    slot = jax.tree.map(np.array, state)
+    leaves = (ctypes.c_void_p * 10)(*map(pointer, jax.tree.leaves(slot)))
+    for n in range(40):
+        added = generator.integers(0, 2 + seed, n, dtype=np.int32)
+        drafted = np.full(MAX_DRAFT + 4, -9, np.int32)
+        library.lookup_after(
+            *(leaves, 200, slot.edges.shape[1], rings, 4),
+            *(pointer(added), pointer(np.array([n], np.int32)), n),
+            *(pointer(drafted), MAX_DRAFT, seed + n),
+        )
+        expected = jax_sa.lookup_after(
+            state, jnp.asarray(added[None]), jnp.full(1, n, jnp.int32), max_draft=MAX_DRAFT
+        )
+        fields = [np.asarray(field[0]).ravel() for field in jax.tree.leaves(expected)]
+        np.testing.assert_array_equal(drafted, np.concatenate(fields))
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_any_order_gives_the_same_tree(library, seed):
     generator = np.random.default_rng(seed)
     text, other = generator.integers(0, 4, (2, 200), dtype=np.int32)

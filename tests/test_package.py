@@ -28,13 +28,14 @@ PUBLIC = {
         "load",
         "validate",
     ),
-    *("extend", "lookup", "extend_lookup", "reset", "copy_slots", "Draft", "DRAFT_FILL"),
+    *("extend", "lookup", "lookup_after", "extend_lookup", "reset", "copy_slots"),
+    *("Draft", "DRAFT_FILL"),
     *("read_tokens", "build_on_host", "insert"),
     *("Pool", "init_pool", "get_pool_size", "insert_slots", "Source"),
     *("SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"),
     *("DraftTree", "ROOT", "lookup_tree", "extend_lookup_tree", "tree_mask"),
     *("accept_tree_greedy", "accept_tree_sampled", "TreeBlock", "move_entries"),
-    *("accept_greedy", "accept_sampled", "merge_drafts", "Accepted", "Sampling"),
+    *("accept_greedy", "accept_sampled", "Accepted", "Sampling", "merge_drafts", "join_drafts"),
     *("share_budget", "pack", "Packed"),
     *("generate", "Generation", "Decoder", "NeuralDrafter", "Calibration"),
     *("PackedDecoder", "Completions", "Rows", "Step"),
@@ -96,7 +97,7 @@ except ValueError as error:
 
 
 OPS = {
-    *("extend", "lookup", "extend_lookup", "reset", "copy_slots"),
+    *("extend", "lookup", "lookup_after", "extend_lookup", "reset", "copy_slots"),
     *("validate", "read_tokens", "insert", "pool_insert", "pool_insert_slots"),
     *("scan_extend", "scan_lookup", "scan_extend_lookup"),
     *("lookup_tree", "extend_lookup_tree"),

@@ -22,7 +22,9 @@ def generate(
 ):
     rows = len(lengths)
     decoder_options = {
-        name: options.pop(name) for name in ("stop_tokens", "drafter") if name in options
+        name: options.pop(name)
+        for name in ("stop_tokens", "drafter", "follow_neural")
+        if name in options
     }
     decoder = jax_sa.Decoder(model, tree_nodes=nodes, **decoder_options)
     return decoder.generate(
@@ -102,13 +104,29 @@ def test_full_slots_go_on_without_drafts():
     assert_greedy(generation, prompts, lengths, [60] * 3)
 
 
-def test_with_a_neural_drafter():
+@pytest.fixture(scope="module")
+def steps_alone():
+    """The steps of four rows whose trees are from their own texts alone."""
     prompts, lengths = random_prompts(1, [40, 35, 30, 20])
-    drafter = toy_model.drafter(2)
-    both = generate(prompts, lengths, 100, drafter=drafter, costs=jnp.ones(1 + free(8).size))
+    return int(generate(prompts, lengths, 100, costs=free(8)).steps.sum())
+
+
+@pytest.mark.parametrize("with_pool", [False, True])
+@pytest.mark.parametrize("follow_neural", [False, True])
+def test_with_a_neural_drafter(steps_alone, follow_neural, with_pool):
+    prompts, lengths = random_prompts(1, [40, 35, 30, 20])
+    pool = None
+    if with_pool:
+        pool = jax_sa.insert(jax_sa.init_pool(1024), prompts[:2], lengths[:2])
+    both = generate(
+        *(prompts, lengths, 100),
+        drafter=toy_model.drafter(2),
+        follow_neural=follow_neural,
+        costs=jnp.ones(1 + free(8).size),
+        pool=pool,
+    )
     assert_greedy(both, prompts, lengths, [100] * 4)
-    alone = generate(prompts, lengths, 100, costs=free(8))
-    assert int(both.steps.sum()) < 0.9 * int(alone.steps.sum())
+    assert int(both.steps.sum()) < 0.9 * steps_alone
 
 
 def test_without_automata_drafts_are_chains():
