@@ -56,8 +56,11 @@ def nested_repeats():
 
 
 def ended_runs():
-    """Runs of one token, each ended by another."""
-    return ([1] * 999 + [2] + [1] * 600 + [3]) * (CONTEXT // 1600 + 1)
+    """Ever longer runs of one token, each ended by another one."""
+    text = []
+    while len(text) < CONTEXT:
+        text += [1] * (100 + len(text) // 20) + [1000 + len(text)]
+    return text
 
 
 def step_texts():
