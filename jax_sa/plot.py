@@ -8,8 +8,8 @@ from jax_sa.inspection import Automaton
 try:
     from matplotlib.axes import Axes
     from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
-except ImportError as error:
-    raise ImportError("the package matplotlib is missing: pip install jax_sa[plot]") from error
+except ModuleNotFoundError:
+    raise ImportError("the package matplotlib is missing: pip install jax_sa[plot]") from None
 
 TEXT, MATCH, BEFORE, DRAFT = "#f2f2f2", "#ffb45c", "#ffe3bd", "#7fcf8f"
 """The colours of a token: any, of the matched suffix, of its earlier occurrence, drafted."""
