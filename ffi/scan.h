@@ -145,8 +145,7 @@ struct Scan {
     int32_t status = *slot.status;
     Appended appended{slot.tokens, nullptr, *slot.length, 0};
     if (appends) status |= append(team, slot, row, claimed.conflict, appended);
-    // A text that lost tokens predicts the wrong ones.
-    const bool drafts_any = drafts.tokens != nullptr && (status & (kFull | kOutOfRange)) == 0;
+    const bool drafts_any = drafts.tokens != nullptr && can_predict(status);
     Longest longest{options.max_match, options.recent};
     if (appended.taken > 0 || drafts_any) scan(team, slot, appended, longest);
     const uint64_t rank = team.largest(longest.rank());
@@ -160,9 +159,8 @@ struct Scan {
       if (drafts.tokens == nullptr) return;
       const Match match = longest.match(drafts_any ? rank : 0, appended.end());
       if (match.length < options.min_match) return write_no_draft(warp, drafts, row);
-      Slot text_only{};
-      text_only.tokens = slot.tokens;
-      write_own_draft(warp, text_only, appended.end(), match, options,
+      const auto text_at = [&](int32_t i) { return slot.tokens[i]; };
+      write_own_draft(warp, text_at, appended.end(), match, options,
                       row_limit(options, drafts, row), drafts, row);
     });
   }

@@ -52,7 +52,7 @@ class SAConfig(DraftOptions):
     """The state's, as in `jax_sa.init`: replicated over the mesh of an engine whose parameters are
     split, or split over its slots. None: on the default device."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         get_state_size(self.max_seq_len)  # which checks it
         check_choice("index", self.index, INDEXES)
@@ -102,6 +102,10 @@ class SuffixAutomatonManager:
     it is removed: see docs/pool.md for what that tells one request about another.
     """
 
+    config: SAConfig
+    """The slots, and the options of their drafts."""
+    max_num_requests: int
+    """B, the rows of a batch."""
     state: AnyState
     """The texts of all slots and their index, updated in place."""
     pool: Pool | None
@@ -124,7 +128,7 @@ class SuffixAutomatonManager:
         if not isinstance(config, SAConfig):
             raise TypeError(f"config: expected a jax_sa.SAConfig, got {type(config).__name__}")
         self.config = config
-        self.max_num_requests = check_int("max_num_requests", max_num_requests, 1)
+        self.max_num_requests: int = check_int("max_num_requests", max_num_requests, 1)
         self.lock = threading.RLock()
         state = init(
             config.max_slots,

@@ -59,7 +59,9 @@ def on(mesh):
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("rows", [["data"], []], ids=["split rows", "whole rows"])
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if "2x2" in n else n for n in MESHES]
+)
 def test_generate(name, rows, sampled):
     mesh = make_mesh(name)
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (rows, []))
