@@ -26,20 +26,19 @@ import jax_sa
 from jax_sa.cli.progress import ProgressBar
 
 DRAFT = 8
-STEPS = 64
 AXIS = "slots"
 COLLECTIVE = r" (all-\w+|collective-\w+|reduce-scatter)(-start)?\("
 
 
 def decode(state, draft, blocks):
-    """The state and the drafts after STEPS steps; blocks are int32[S, STEPS, m]."""
+    """The state and the drafts after all steps; blocks are int32[S, steps, m]."""
     lengths = jnp.full_like(state.length, blocks.shape[2])
 
     def step(i, carry):
         state, _ = carry
         return jax_sa.extend_lookup(state, blocks[:, i], lengths, max_draft=DRAFT)
 
-    return jax.lax.fori_loop(0, STEPS, step, (state, draft))
+    return jax.lax.fori_loop(0, blocks.shape[1], step, (state, draft))
 
 
 def compile_decode(kind, mesh, *arguments):
@@ -64,24 +63,24 @@ def fill(prompts, max_seq_len):
     return jax.device_get(extend(jax_sa.init(num_slots, max_seq_len), prompts, lengths))
 
 
-def measure(kind, devices, state, texts, accepted, runs):
+def measure(kind, devices, state, texts, accepted, runs, steps):
     """Microseconds per step of each run, and the state and the drafts after them."""
     mesh = jax.make_mesh((len(devices),), (AXIS,), devices=devices)
     split = NamedSharding(mesh, PartitionSpec(AXIS))
     state, texts = jax.tree.map(lambda x: np.concatenate([x] * len(devices)), (state, texts))
     num_slots, context = texts.shape
-    prefill = context - (runs + 1) * STEPS * accepted
+    prefill = context - (runs + 1) * steps * accepted
     state = jax.device_put(state, split)
     draft = jax.jit(functools.partial(jax_sa.lookup, max_draft=DRAFT))(state)
     compiled, times = None, []
     for i in range(runs + 1):  # the first is not counted
-        new = texts[:, prefill + i * STEPS * accepted :][:, : STEPS * accepted]
-        blocks = jax.device_put(new.reshape(num_slots, STEPS, accepted), split)
+        new = texts[:, prefill + i * steps * accepted :][:, : steps * accepted]
+        blocks = jax.device_put(new.reshape(num_slots, steps, accepted), split)
         compiled = compiled or compile_decode(kind, mesh, state, draft, blocks)
         jax.block_until_ready((state, draft, blocks))
         start = time.perf_counter()
         state, draft = jax.block_until_ready(compiled(state, draft, blocks))
-        times.append((time.perf_counter() - start) / STEPS * 1e6)
+        times.append((time.perf_counter() - start) / steps * 1e6)
     return times[1:], jax.device_get((state, draft))
 
 
@@ -98,7 +97,8 @@ def main():
     parser.add_argument("--slots", type=positive, default=64, help="on each device")
     parser.add_argument("--context", type=positive, default=32_768)
     parser.add_argument("--accepted", type=positive, nargs="+", default=[1, 4])
-    parser.add_argument("--runs", type=positive, default=30, help="of 64 steps each")
+    parser.add_argument("--runs", type=positive, default=15, help="of one loop each")
+    parser.add_argument("--steps", type=positive, default=256, help="of a loop")
     add_json(parser)
     args = parser.parse_args()
 
@@ -111,12 +111,14 @@ def main():
     bar = ProgressBar(2 * len(args.accepted) * len(counts), "cases")
     rows = []
     for accepted in args.accepted:
-        prefill = args.context - (args.runs + 1) * STEPS * accepted
+        prefill = args.context - (args.runs + 1) * args.steps * accepted
         state = fill(texts[:, :prefill], args.context)
         for kind in ("jit", "shard_map"):
             alone = whole = None
             for count in sorted({1, *counts}):
-                us, results = measure(kind, devices[:count], state, texts, accepted, args.runs)
+                us, results = measure(
+                    kind, devices[:count], state, texts, accepted, args.runs, args.steps
+                )
                 median = float(np.median(us))
                 alone, whole = (median, results) if count == 1 else (alone, whole)
                 assert_parts_equal(results, whole, args.slots)

@@ -160,7 +160,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   op(CudaTeam{shared, block % num_blocks, num_blocks}, block / num_blocks);
 }
 
-// Blocks of a row: enough to keep the GPU busy, not more than have work, a power of two.
+// Blocks of a row: enough to keep the GPU busy, not more than have work, a power of two. All rows
+// together have no more than surely run side by side: a multiprocessor has room for two blocks, but
+// those of a cluster must be close to each other.
 cudaError_t choose_blocks(const Scan& op, int32_t& blocks) {
   int device, clusters, processors;
   blocks = 1;
@@ -174,7 +176,7 @@ cudaError_t choose_blocks(const Scan& op, int32_t& blocks) {
   }
   if (clusters == 0) return cudaSuccess;
   while (blocks < kMaxBlocks && blocks * kThreads * kLoads < op.state.max_seq_len &&
-         int64_t{blocks} * op.rows.count < processors) {
+         int64_t{4} * blocks * op.rows.count <= int64_t{3} * processors) {
     blocks *= 2;
   }
   return cudaSuccess;

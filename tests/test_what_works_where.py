@@ -48,7 +48,13 @@ TABLE = {
         "extend_lookup slots",
         "read_tokens slots",
     ],
-    "`lookup_tree`, `extend_lookup_tree`": ["lookup_tree", "extend_lookup_tree slots"],
+    "`lookup_after`, `lookup_tree`, `extend_lookup_tree`": [
+        "lookup_after",
+        "lookup_after slots",
+        "lookup_after pool",
+        "lookup_tree",
+        "extend_lookup_tree slots",
+    ],
     "`lookup`, `extend_lookup` with a pool": [
         "lookup pool",
         "lookup slots pool",
@@ -69,6 +75,9 @@ TABLE = {
 """The calls behind each row of the table, by its first cell."""
 
 ONLY_BY_HANDLERS = [
+    "lookup_after",
+    "lookup_after slots",
+    "lookup_after pool",
     "lookup_tree",
     "extend_lookup_tree slots",
     "lookup pool",
