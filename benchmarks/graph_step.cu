@@ -93,7 +93,7 @@ jax_sa::Pool full_pool(const std::vector<int32_t>& tokens, int capacity) {
   const Pool pool{device_zeros<int32_t>(capacity),
                   device_zeros<int32_t>(1),
                   device_zeros<int32_t>(1),
-                  device_zeros<int32_t>(int64_t{kNumGrams} * capacity / 2),
+                  device_zeros<int32_t>(int64_t{kNumGrams} * entries_per_gram(capacity)),
                   1,
                   capacity};
   const int32_t width = 4096;

@@ -94,6 +94,46 @@ class Automaton {
     return {length, end};
   }
 
+  // The longest suffix of the text with `count` tokens behind it that occurs in the text itself,
+  // and where. Of the text's own suffixes those in the window are followed on, side by side and
+  // without a suffix link, so that no text makes this walk long.
+  JAX_SA_FN Match match_after(const int32_t* added, int32_t count, int32_t min_match,
+                              int32_t max_match, bool recent) const {
+    if (count == 0) return match(min_match, max_match, recent);
+    PerLane<int32_t> node;
+    const auto longest_in = [&](int32_t lanes) {
+      const uint32_t found = warp_.ballot(lanes, [&](int32_t lane) { return node[lane] != kNone; });
+      return found != 0 ? Warp::lowest_bit(found) : kNoLane;
+    };
+    const auto match_in = [&](int32_t lane, int32_t length) {
+      const int32_t found = warp_.broadcast(lane, [&](int32_t own) { return node[own]; });
+      if (length < min_match) return Match{0, 0};
+      return Match{length < max_match ? length : max_match,
+                   recent ? recent_end_in_text(found) : slot_.first_end(found)};
+    };
+    if (max_match > count) {
+      warp_.each(count_,
+                 [&](int32_t lane) { node[lane] = follow(suffix_[lane].node, added, count); });
+      const int32_t longest = longest_in(count_);
+      const uint32_t as_long = warp_.ballot(
+          count_, [&](int32_t lane) { return suffix_[lane].length >= max_match - count; });
+      const int32_t shortest = Warp::count_bits(as_long) - 1;
+      const int32_t lane = shortest > longest ? shortest : longest;
+      if (longest != kNoLane) return match_in(lane, length_in(lane) + count);
+    }
+    // None of the text's suffixes: the added tokens alone.
+    for (int32_t begin = max_match < count ? count - max_match : 0; begin < count;
+         begin += kWindow) {
+      const int32_t lanes = count - begin < kWindow ? count - begin : kWindow;
+      warp_.each(lanes, [&](int32_t lane) {
+        node[lane] = follow(kRoot, added + begin + lane, count - begin - lane);
+      });
+      const int32_t lane = longest_in(lanes);
+      if (lane != kNoLane) return match_in(lane, count - begin - lane);
+    }
+    return {0, 0};
+  }
+
   // The longest suffix shorter than `than`, of at least min_match tokens, whose occurrence, the
   // first or the most recent one, ends elsewhere.
   JAX_SA_FN Match next_match(Match than, int32_t min_match, bool recent) const {
@@ -146,6 +186,23 @@ class Automaton {
   }
 
   JAX_SA_FN Suffix suffix_above(int32_t node) const { return slot_.suffix(slot_.nodes[node].link); }
+
+  // The node that some tokens lead to; kNone where they lead nowhere.
+  JAX_SA_FN int32_t follow(int32_t node, const int32_t* tokens, int32_t count) const {
+    for (int32_t i = 0; i < count; ++i) {
+      node = slot_.find(hash_, slot_.suffix(node), tokens[i], length_).target;
+      if (node == kNone) break;
+    }
+    return node;
+  }
+
+  // The most recent end of a node's strings, which for a suffix of the text is the text's own.
+  JAX_SA_FN int32_t recent_end_in_text(int32_t node) const {
+    const uint32_t own =
+        warp_.ballot(count_, [&](int32_t lane) { return suffix_[lane].node == node; });
+    if (node == length_ || own != 0) return length_;
+    return slot_.recent_end(node, slot_.first_end(node));
+  }
 
   // Finds the longest suffix that has an edge with the token; returns its lane, all places in
   // place_. The suffixes of windows before the last get one to the new node on the way.

@@ -17,6 +17,9 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 from jax_sa import _targets
 from jax_sa import cache_schema as cache_schema
 from jax_sa._insert import insert as insert
+from jax_sa.adapters import KVCache as KVCache
+from jax_sa.adapters import from_forward as from_forward
+from jax_sa.adapters import from_whole_pass as from_whole_pass
 from jax_sa.automaton import DRAFT_FILL as DRAFT_FILL
 from jax_sa.automaton import Draft as Draft
 from jax_sa.automaton import Source as Source
@@ -24,6 +27,7 @@ from jax_sa.automaton import copy_slots as copy_slots
 from jax_sa.automaton import extend as extend
 from jax_sa.automaton import extend_lookup as extend_lookup
 from jax_sa.automaton import lookup as lookup
+from jax_sa.automaton import lookup_after as lookup_after
 from jax_sa.automaton import read_tokens as read_tokens
 from jax_sa.automaton import reset as reset
 from jax_sa.automaton import validate as validate
@@ -42,8 +46,13 @@ from jax_sa.draft_tree import extend_lookup_tree as extend_lookup_tree
 from jax_sa.draft_tree import lookup_tree as lookup_tree
 from jax_sa.draft_tree import tree_mask as tree_mask
 from jax_sa.host_build import build_on_host as build_on_host
+from jax_sa.inspection import Automaton as Automaton
+from jax_sa.inspection import inspect_slot as inspect_slot
 from jax_sa.manager import SAConfig as SAConfig
 from jax_sa.manager import SuffixAutomatonManager as SuffixAutomatonManager
+from jax_sa.model_check import Clause as Clause
+from jax_sa.model_check import ModelCheck as ModelCheck
+from jax_sa.model_check import check_model as check_model
 from jax_sa.packed_decoder import PackedDecoder as PackedDecoder
 from jax_sa.packed_queue import Completions as Completions
 from jax_sa.packed_rows import Rows as Rows
@@ -57,6 +66,7 @@ from jax_sa.pool import Pool as Pool
 from jax_sa.pool import get_pool_size as get_pool_size
 from jax_sa.pool import init_pool as init_pool
 from jax_sa.pool_insert import insert_slots as insert_slots
+from jax_sa.prompts import pad_prompts as pad_prompts
 from jax_sa.replay_metadata import ReplayMetadata as ReplayMetadata
 from jax_sa.replay_metadata import copy_replay_metadata as copy_replay_metadata
 from jax_sa.sampling import Sampling as Sampling
@@ -74,6 +84,7 @@ from jax_sa.tree_block import TreeBlock as TreeBlock
 from jax_sa.verify import Accepted as Accepted
 from jax_sa.verify import accept_greedy as accept_greedy
 from jax_sa.verify import accept_sampled as accept_sampled
+from jax_sa.verify import join_drafts as join_drafts
 from jax_sa.verify import merge_drafts as merge_drafts
 from jax_sa.verify_tree import accept_tree_greedy as accept_tree_greedy
 from jax_sa.verify_tree import accept_tree_sampled as accept_tree_sampled

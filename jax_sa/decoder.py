@@ -17,22 +17,42 @@ import jax.numpy as jnp
 
 from jax_sa import budget, tree_budget
 from jax_sa._branches import run_branch
-from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
+from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_bool, check_int
 from jax_sa._explicit import follow_rows
 from jax_sa._options import DraftOptions, normalise
+from jax_sa._same_code import warn_if_written_anew
 from jax_sa._shard_map import vary, varying_axes
-from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup, reset
+from jax_sa.automaton import DRAFT_FILL, Draft, extend, extend_lookup, lookup_after, reset
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
-from jax_sa.draft_tree import MAX_NODES, NO_TOKEN, DraftTree, extend_lookup_tree
+from jax_sa.draft_tree import (
+    MAX_NODES,
+    NO_TOKEN,
+    DraftTree,
+    extend_lookup_tree,
+    lookup_tree,
+)
+from jax_sa.model_check import check_on_copies
+from jax_sa.model_contract import (
+    check_cache,
+    check_donated,
+    check_logits_of_block,
+    check_params,
+    check_returned_cache,
+    check_room,
+)
 from jax_sa.pool import Pool, check_pool
+from jax_sa.prompts import as_int32, read_prompts, to_lists
+from jax_sa.row_room import from_last_token, move_back, tokens_again
 from jax_sa.sampling import Sampling, check_sampling
-from jax_sa.state import AnyState, check_state
+from jax_sa.state import AnyState, State, check_state
 from jax_sa.tree_block import tree_block
 from jax_sa.verify import (
     Accepted,
     accept_greedy,
     accept_sampled,
+    check_targets,
     cut_at_stop,
+    join_drafts,
     last_token,
     merge_drafts,
 )
@@ -93,6 +113,15 @@ class Generation:
     sampling: Sampling | None
     """How tokens are drawn; None: greedily."""
 
+    @property
+    def calls(self) -> jax.Array:
+        """int32[] calls of the model after the prompts were read: the steps of the slowest row."""
+        return jnp.max(self.steps)
+
+    def to_lists(self) -> list[list[int]]:
+        """The new tokens of each row, on the host."""
+        return to_lists(self.tokens, self.lengths)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +155,18 @@ class Decoder(DraftOptions):
     - It reads token t of row b at position `cache.length[b] + t`, stores there whatever later
       tokens need of it, and attends to no later position.
     - T is static, and differs from call to call. The logits of a token must not depend on it.
-    - It leaves `cache.length` as it is: the decoder advances it by the accepted tokens. So the
-      positions from `cache.length` on hold tokens that were refused, and are overwritten before
-      they are attended to; nothing needs cleaning up.
-    - It drops whatever lies beyond the cache's capacity.
+    - The decoder advances `cache.length` by the accepted tokens; the `length` that the model
+      returns is ignored. The positions from `cache.length` on hold tokens that were refused, and
+      are overwritten before they are attended to; nothing needs cleaning up.
 
     The cache is a frozen dataclass, registered as a pytree, with a field `length` int32[B]: the
-    tokens of each row that it holds. The model returns it with the same shapes and dtypes.
+    tokens of each row that it holds. The model returns it with the same shapes and dtypes. It has
+    room for P + G tokens in each row after those that it holds, and no block goes beyond: near a
+    row's end, a block begins with tokens that the row has read before. If the cache has a field
+    `capacity`, an int, too small a one is an error.
+
+    `jax_sa.check_model` finds out whether a model does all this; `jax_sa.from_forward` makes one of
+    another stack's forward function.
 
     With `tree_nodes`, drafts are trees (`jax_sa.lookup_tree`). Where the nodes that are worth
     verifying are no single token, the model is called with a fourth argument,
@@ -169,25 +203,52 @@ class Decoder(DraftOptions):
     threshold: int = 4
     """The match length, plus the common prefix of both drafts, from which the automaton's draft is
     used instead of the neural one: the rule of `jax_sa.merge_drafts`."""
+    follow_neural: bool = False
+    """Whether neural drafts go on with what the automata say follows them
+    (`jax_sa.lookup_after`), up to `max_draft` tokens in all. Without automata, nothing does; a
+    `ScanState` cannot."""
     tree_nodes: int | None = None
     """N, the nodes of a tree of drafts at most; None: drafts are chains. Without automata, they
     always are."""
+    logits_fn: Callable[..., jax.Array] | None = None
+    """`logits_fn(logits [B, T, V], block int32[B, T], generation)` returns the logits that count,
+    such as without forbidden tokens, or with a penalty for tokens that a text holds already.
+    `logits[b, t]` choose what follows `block[b, t]`. Place 0 of a block is the last token, which
+    `generation.tokens` and `generation.lengths` count already; the others are the draft, of which
+    place t has those before it. Of a tree, the places before are not all above, so it is an error
+    with `tree_nodes`. `generation.cache` is None here. None: the model's logits count."""
+    draft_widths: tuple[int, ...] | None = None
+    """The numbers of drafted tokens of a row, besides none, for which a step is compiled. Few of
+    them compile sooner, and fit the drafts less well. None: powers of two, M, and K or N."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(self.model):
             raise TypeError(f"model: expected a function, got {type(self.model).__name__}")
+        warn_if_written_anew("model", self.model)
         if not isinstance(self.stop_tokens, tuple):
             raise TypeError(f"stop_tokens: expected a tuple of ints, got {self.stop_tokens!r}")
+        if self.logits_fn is not None and not callable(self.logits_fn):
+            got = type(self.logits_fn).__name__
+            raise TypeError(f"logits_fn: expected a function, got {got}")
+        if self.logits_fn is not None and self.tree_nodes is not None:
+            raise ValueError("logits_fn: expected none with tree_nodes, whose places are no text")
+        if self.draft_widths is not None and not isinstance(self.draft_widths, tuple):
+            raise TypeError(f"draft_widths: expected a tuple of ints, got {self.draft_widths!r}")
         normalise(
             self,
             drafter=None if self.drafter is None else _check_drafter(self.drafter),
             stop_tokens=tuple(check_int("stop_tokens", t, INT32_MIN) for t in self.stop_tokens),
             threshold=check_int("threshold", self.threshold, 1),
+            follow_neural=check_bool("follow_neural", self.follow_neural),
             tree_nodes=None
             if self.tree_nodes is None
             else check_int("tree_nodes", self.tree_nodes, 1, MAX_NODES),
         )
+        if self.draft_widths is not None:
+            most = max(self._longest(drafts) for drafts in (True, False))
+            widths = {check_int("draft_widths", w, 1, max(most, 1)) for w in self.draft_widths}
+            normalise(self, draft_widths=tuple(sorted(widths)))
 
     def generate(
         self,
@@ -203,6 +264,7 @@ class Decoder(DraftOptions):
         costs: jax.Array | None = None,
         pool: Pool | None = None,
         groups: jax.Array | None = None,
+        check: bool = False,
     ) -> Generation:
         """Generates from prompts, in one jitted `lax.while_loop`, as decoding without drafts would.
 
@@ -215,12 +277,16 @@ class Decoder(DraftOptions):
 
         Args:
           params: the model's parameters, a pytree.
-          prompts: int32[B, P].
+          prompts: int32[B, P], padded on the right. Outside of jit also integers of another size,
+            or lists of token ids (`jax_sa.pad_prompts`).
           prompt_lengths: int32[B] in 1..P; a row of any other length is idle and generates nothing.
-          cache: the model's, of B rows; it is donated. The prompts come after its tokens.
+            None: P, or the lengths of the lists.
+          cache: the model's, of B rows and with room for P + G tokens more; it is donated. The
+            prompts come after its tokens.
           max_new_tokens: G, the maximum for every row.
-          state: automata of B slots, donated; the texts that they hold are drafted from too. A slot
-            without room for prompt and new tokens drafts until it is full. None: no automata.
+          state: automata of B slots, donated, with room for the prompt and the new tokens of each
+            row; the texts that they hold are drafted from too. A slot that other texts have filled
+            drafts until it is full. None: no automata.
           limits: int32[B] maximum new tokens per row, clipped to 0..G. None: G.
           sampling: None: greedy.
           costs: float32[W] the relative cost of a step of each of `widths`, as `calibrate` measures
@@ -231,17 +297,23 @@ class Decoder(DraftOptions):
             only read; `jax_sa.insert_slots(pool, generation.state, slots)` puts what was generated
             into it afterwards. None: no pool.
           groups: int32[B] the group of the pool that each row may see. None: group 0.
+          check: whether to run `jax_sa.check_model` first, on copies of the cache; not inside jit.
 
         Returns:
           The generation, every row finished.
 
         Raises:
-          ValueError, TypeError: naming the argument.
+          ValueError, TypeError: naming the argument; with `check`, saying what the model does
+            wrong.
         """
         request = _check_request(
-            _Request(prompts, prompt_lengths, limits, sampling, max_new_tokens), cache, state
+            _Request(prompts, prompt_lengths, limits, sampling, max_new_tokens),
+            *(params, cache, state),
         )
         _check_pool(state, pool)
+        if check:
+            room = request.prompts.shape[1] + request.max_new_tokens
+            check_on_copies(self.model, params, cache, room)
         generation = self._init(params, request, cache, state, pool, groups)
         most = jnp.asarray(INT32_MAX, jnp.int32)
         return self._run(params, generation, costs, most, pool, groups)
@@ -270,7 +342,7 @@ class Decoder(DraftOptions):
           prompts: int32[B, P].
           prompt_lengths: int32[B].
           cache: donated.
-          max_new_tokens: G, at least 8.
+          max_new_tokens: G, at least 8. A width of G or more is never used: its cost is infinite.
           state: donated; its slots are emptied.
           sampling: as in `generate`, like `pool` and `groups`.
           pool: only read.
@@ -282,10 +354,13 @@ class Decoder(DraftOptions):
         """
         check_int("max_new_tokens", max_new_tokens, CALIBRATION_TOKENS)
         request = _check_request(
-            _Request(prompts, prompt_lengths, None, sampling, max_new_tokens), cache, state
+            _Request(prompts, prompt_lengths, None, sampling, max_new_tokens),
+            *(params, cache, state),
         )
         _check_pool(state, pool)
         length = jnp.copy(cache.length)
+        num_costs = self._num_costs(state is not None)
+        unused = sum(w >= max_new_tokens for w in self.widths(drafts=state is not None))
 
         def buffers(generation: Generation | None) -> tuple[Any, AnyState | None]:
             if generation is None:
@@ -301,11 +376,12 @@ class Decoder(DraftOptions):
         def advance(generation: Generation, costs: jax.Array, steps: int) -> tuple[Generation, int]:
             before = int(jnp.max(generation.steps))
             most = jnp.asarray(steps, jnp.int32)
+            costs = jnp.pad(costs, (0, unused), constant_values=jnp.inf)
             generation = self._run(params, generation, costs, most, pool, groups)
             return generation, int(jnp.max(generation.steps)) - before
 
-        num_costs = self._num_costs(state is not None)
-        costs, generation = measure_costs(restart, advance, num_costs, on_progress)
+        costs, generation = measure_costs(restart, advance, num_costs - unused, on_progress)
+        costs = jnp.pad(costs, (0, unused), constant_values=jnp.inf)
         return Calibration(costs, *buffers(generation))
 
     def init(
@@ -327,7 +403,8 @@ class Decoder(DraftOptions):
         Arguments and errors are those of `generate`.
         """
         request = _check_request(
-            _Request(prompts, prompt_lengths, limits, sampling, max_new_tokens), cache, state
+            _Request(prompts, prompt_lengths, limits, sampling, max_new_tokens),
+            *(params, cache, state),
         )
         _check_pool(state, pool)
         return self._init(params, request, cache, state, pool, groups)
@@ -351,7 +428,7 @@ class Decoder(DraftOptions):
 
         def body(carry: tuple[jax.Array, Generation]) -> tuple[jax.Array, Generation]:
             steps, generation = carry
-            return steps + 1, self.step(params, generation, costs, pool=pool, groups=groups)[0]
+            return steps + 1, self._step(params, generation, costs, pool, groups)[0]
 
         return jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), generation))[1]
 
@@ -376,7 +453,7 @@ class Decoder(DraftOptions):
         last = jnp.take_along_axis(prompts, before[:, None], axis=1)[:, 0]
 
         # No logits are used, so none are computed: of a long prompt they would fill the memory.
-        _, cache = self.model(params, prompts, cache)
+        _, cache = self._read(params, prompts, cache, cache.length)
         cache = _advance(cache, before)
         neural = None
         if self.drafter is not None:
@@ -402,7 +479,6 @@ class Decoder(DraftOptions):
             sampling=jax.tree.map(jnp.copy, request.sampling),
         )
 
-    @functools.partial(jax.jit, static_argnames="self", donate_argnames="generation")
     def step(
         self,
         params: Any,
@@ -424,7 +500,22 @@ class Decoder(DraftOptions):
         Returns:
           The generation, and the emitted tokens: at most 1 + K per row, all but the last of them
           drafted; none where the row had finished.
+
+        Raises:
+          ValueError: the generation was donated to an earlier step.
         """
+        check_donated({"generation": generation})
+        return self._step(params, generation, costs, pool, groups)
+
+    @functools.partial(jax.jit, static_argnames="self", donate_argnames="generation")
+    def _step(
+        self,
+        params: Any,
+        generation: Generation,
+        costs: jax.Array | None,
+        pool: Pool | None,
+        groups: jax.Array | None,
+    ) -> tuple[Generation, Accepted]:
         sampling, key = generation.sampling, None
         if sampling is not None:
             next_key, key = jax.random.split(sampling.key)
@@ -484,16 +575,24 @@ class Decoder(DraftOptions):
           bool[B] whether they end in a stop token; the neural drafter's tokens; the cache.
         """
         tokens = jnp.concatenate([generation.last[:, None], draft.tokens[:, :width]], axis=1)
-        if isinstance(draft, DraftTree) and width > 1:
-            tree = tree_budget.first_nodes(draft, width)
-            block = tree_block(tree, cache.length)
-            logits, cache = self.model(params, tokens, cache, block)
-            accepted, path = self._accept(tree, logits, generation.sampling, key)
+        is_tree = isinstance(draft, DraftTree) and width > 1  # one of a single node is a chain
+        draft_read = tree_budget.first_nodes(draft, width) if is_tree else _chain(draft, width)
+        again = None
+        if width:
+            max_new_tokens = generation.tokens.shape[1]
+            again = tokens_again(generation.lengths, width, max_new_tokens)
+            tokens = move_back(tokens, generation.tokens, generation.lengths, again)
+        block = (tree_block(draft_read, cache.length, again),) if is_tree else ()
+        start = cache if again is None else _advance(cache, -again)
+        logits, cache = self._read(params, tokens, start, cache.length, *block)
+        check_logits_of_block(logits, tokens)
+        if self.logits_fn is not None:
+            logits, again = self._adjust(logits, again, draft_read, generation), None
+        accepted = self._accept(draft_read, logits, again, generation.sampling, key)
+        path = None
+        if is_tree:
+            accepted, path = accepted
             cache = cache.move(cache.length, path)
-        else:  # a tree of one node is a chain
-            logits, cache = self.model(params, tokens, cache)
-            chain = _chain(draft, width)
-            accepted, path = self._accept(chain, logits, generation.sampling, key), None
         emitted, stopped = cut_at_stop(accepted, ~generation.finished, self.stop_tokens)
         cache, neural = _advance(cache, emitted.length), None
         if self.drafter is not None:
@@ -511,19 +610,50 @@ class Decoder(DraftOptions):
             path = _whole_path(path, emitted.length, longest)
         return (Accepted(padded, emitted.length), path, stopped, neural), cache
 
+    def _read(
+        self, params: Any, tokens: jax.Array, cache: Any, length: jax.Array, *tree: Any
+    ) -> tuple[jax.Array, Any]:
+        """Calls the model; whatever length it returns, the cache has this one."""
+        logits, returned = self.model(params, tokens, cache, *tree)
+        check_returned_cache(returned, cache)
+        return logits, dataclasses.replace(returned, length=length)
+
+    def _adjust(
+        self, logits: jax.Array, again: jax.Array | None, draft: Draft, generation: Generation
+    ) -> jax.Array:
+        """The logits that count, from that of the last token on."""
+        if again is not None:
+            logits = from_last_token(logits, again)
+        block = jnp.concatenate([generation.last[:, None], draft.tokens], axis=1)
+        adjusted = self.logits_fn(logits, block, dataclasses.replace(generation, cache=None))
+        check_array("logits_fn's result", adjusted, logits.dtype, logits.shape)
+        return adjusted
+
     @staticmethod
+    @follow_rows()
     def _accept(
         draft: Draft | DraftTree,
         logits: jax.Array,
+        again: jax.Array | None,
         sampling: Sampling | None,
         key: jax.Array | None,
     ) -> Any:
         """What the model confirms of a chain, or of a tree, with its path."""
-        is_tree = isinstance(draft, DraftTree)
+        is_tree, first = isinstance(draft, DraftTree), None
         if sampling is None:
-            return (accept_tree_greedy if is_tree else accept_greedy)(draft, logits)
+            chosen = check_targets(logits, draft.length.size, draft.tokens.shape[1], None)
+            if jnp.issubdtype(chosen.dtype, jnp.floating):
+                chosen = jnp.argmax(chosen, axis=-1).astype(jnp.int32)
+            if again is not None:
+                chosen = from_last_token(chosen, again)
+            return (accept_tree_greedy if is_tree else accept_greedy)(draft, chosen)
+        if again is not None:  # packed, so that no logit moves
+            rows, width, vocabulary = logits.shape
+            first = width * jnp.arange(rows, dtype=jnp.int32) + again
+            logits = logits.reshape(-1, vocabulary)
         accept = accept_tree_sampled if is_tree else accept_sampled
-        return accept(key, draft, logits, sampling.temperature, sampling.top_k, sampling.top_p)
+        options = sampling.temperature, sampling.top_k, sampling.top_p
+        return accept(key, draft, logits, *options, first=first)
 
     def widths(self, *, drafts: bool = True) -> tuple[int, ...]:
         """The drafted tokens of a row for which a step is compiled, ascending.
@@ -531,13 +661,20 @@ class Decoder(DraftOptions):
         Args:
           drafts: whether there are automata.
         """
-        neural = 0 if self.drafter is None else self.drafter.max_draft
-        if drafts and self.tree_nodes is not None:
-            neural, longest = 0, self.tree_nodes
-        else:
-            longest = max(neural, self.max_draft if drafts else 0)
+        longest = self._longest(drafts)
+        if self.draft_widths is not None:
+            return (0, *(width for width in self.draft_widths if width <= longest))
+        is_tree = drafts and self.tree_nodes is not None
+        neural = 0 if is_tree or self.drafter is None else self.drafter.max_draft
         powers = (2**i for i in range(longest.bit_length()))
         return tuple(sorted({0, *powers, neural, longest}))
+
+    def _longest(self, drafts: bool) -> int:
+        """The drafted tokens of a row at most."""
+        if drafts and self.tree_nodes is not None:
+            return self.tree_nodes
+        neural = 0 if self.drafter is None else self.drafter.max_draft
+        return max(neural, self.max_draft if drafts else 0)
 
     def _num_costs(self, drafts: bool) -> int:
         return len(self.widths(drafts=drafts)) + (self.drafter is not None)
@@ -572,25 +709,28 @@ class Decoder(DraftOptions):
     def _choose(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Draft]:
         """The index of the width with the most expected tokens per cost, and the drafts cut to it.
 
-        All rows have room for the width of the block, so a row's draft is cut by nothing else: a
-        chain at its end, a tree to the nodes that are likeliest to hold.
+        A chain is cut at its end, a tree to the nodes that are likeliest to hold; of these, a row
+        has at most as many as it may still write tokens, since so much is its room.
         """
         widths = jnp.asarray(self.widths(drafts=generation.state is not None), jnp.int32)
         draft, strain = generation.draft, generation.record.strain()
         left = jnp.where(generation.finished, 0, generation.limits - generation.lengths)
         most = jnp.maximum(jnp.max(left), 1).astype(jnp.float32)
         weight = (left.astype(jnp.float32) / most) ** SLOWEST_FIRST
+        max_new_tokens = generation.tokens.shape[1]
+        costs = jnp.where(widths < max_new_tokens, costs, jnp.inf)
         if isinstance(draft, DraftTree):
             chances = tree_budget.survival(draft, strain)
             rank = tree_budget.rank_in_row(chances)
-            chosen = rank[None] < widths[:, None, None]
+            room = (max_new_tokens - generation.lengths)[:, None]
+            chosen = rank[None] < jnp.minimum(widths[:, None, None], room[None])
             held = jnp.sum(jnp.where(chosen, (weight[:, None] * chances)[None], 0.0), axis=(1, 2))
         else:
             chances = weight[:, None] * budget.survival(draft, strain)
             held = budget.expected_tokens(chances, jnp.minimum(draft.length[None], widths[:, None]))
         index = budget.best_width(jnp.sum(weight) + held, costs)
         if isinstance(draft, DraftTree):
-            return index, tree_budget.keep(draft, (rank < widths[index]) & (chances > 0.0))
+            return index, tree_budget.keep(draft, chosen[index] & (chances > 0.0))
         return index, budget.cut_draft(draft, widths[index])
 
     def _draft(
@@ -609,26 +749,61 @@ class Decoder(DraftOptions):
         are the pool and the rows' groups.
         """
         options = {**seen, **self.lookup_options()}
+        if neural is not None:
+            (rows,) = left.shape
+            check_array("drafter's tokens", neural, jnp.int32, (rows, self.drafter.max_draft))
         if state is None:
             none = jnp.zeros_like(left)
             draft = Draft(jnp.broadcast_to(none[:, None], (left.size, 0)), none, none, none, none)
-        elif self.tree_nodes is None:
-            state, draft = extend_lookup(state, tokens, lengths, **options)
+        elif self.tree_nodes is not None:
+            return self._draft_trees(state, tokens, lengths, neural, left, options)
         else:
-            options |= {"max_nodes": self.tree_nodes, "limits": left - 1}
-            options |= {"neural": neural, "threshold": self.threshold}
-            return extend_lookup_tree(state, tokens, lengths, **options)
+            state, draft = extend_lookup(state, tokens, lengths, **options)
+            neural = self._follow(state, neural, options)
         return state, self._merge(draft, neural, use_neural, left)
+
+    def _draft_trees(
+        self,
+        state: State,
+        tokens: jax.Array,
+        lengths: jax.Array,
+        neural: jax.Array | None,
+        left: jax.Array,
+        options: dict[str, Any],
+    ) -> tuple[State, DraftTree]:
+        """The same for trees. A draft that stops short is filled with `NO_TOKEN`."""
+        of_tree = {"max_nodes": self.tree_nodes, "limits": left - 1, "threshold": self.threshold}
+        if not self._follows(neural):
+            return extend_lookup_tree(state, tokens, lengths, neural=neural, **of_tree, **options)
+        state = extend(state, tokens, lengths)
+        draft = self._follow(state, neural, options)
+        neural = _tokens_or(draft, NO_TOKEN)
+        return state, lookup_tree(state, neural=neural, **of_tree, **options)
+
+    def _follows(self, neural: jax.Array | None) -> bool:
+        return self.follow_neural and neural is not None and self.max_draft > neural.shape[1]
+
+    def _follow(
+        self, state: AnyState, neural: jax.Array | None, options: dict[str, Any]
+    ) -> Draft | jax.Array | None:
+        """Neural drafts, and behind them what the automata say follows, if it is asked for.
+
+        Where the drafter did not run, its draft is `NO_TOKEN`s, and nothing follows them.
+        """
+        if not self._follows(neural):
+            return neural
+        width = neural.shape[1]
+        lengths = jnp.where(neural[:, 0] == NO_TOKEN, -1, width)
+        options = {**options, "max_draft": self.max_draft - width}
+        return join_drafts(neural, lookup_after(state, neural, lengths, **options))
 
     @follow_rows()
     def _merge(
-        self, automaton: Draft, neural: jax.Array | None, use_neural: Any, left: jax.Array
+        self, automaton: Draft, neural: Draft | jax.Array | None, use_neural: Any, left: jax.Array
     ) -> Draft:
         """The chains there are as one."""
-        (rows,) = left.shape
         if neural is None:
             return budget.cut_draft(automaton, left - 1)
-        check_array("drafter's tokens", neural, jnp.int32, (rows, self.drafter.max_draft))
         both = merge_drafts(automaton, neural, self.threshold)
         padding = ((0, 0), (0, both.tokens.shape[1] - automaton.tokens.shape[1]))
         padded = jnp.pad(automaton.tokens, padding, constant_values=DRAFT_FILL)
@@ -651,6 +826,7 @@ def generate(
     costs: jax.Array | None = None,
     pool: Pool | None = None,
     groups: jax.Array | None = None,
+    check: bool = False,
     **options: Any,
 ) -> Generation:
     """Generates from prompts: `jax_sa.Decoder(model, **options).generate(params, ...)`.
@@ -670,6 +846,7 @@ def generate(
         costs=costs,
         pool=pool,
         groups=groups,
+        check=check,
     )
 
 
@@ -680,14 +857,16 @@ def _check_drafter(drafter: Any) -> NeuralDrafter:
     return drafter._replace(max_draft=check_int("drafter.max_draft", drafter.max_draft, 1))
 
 
-def _check_request(request: _Request, cache: Any, state: Any) -> _Request:
-    """The request with limits and sampling as arrays; ValueError or TypeError if one is wrong."""
+def _check_request(request: _Request, params: Any, cache: Any, state: Any) -> _Request:
+    """The request with all as arrays; ValueError or TypeError if something is wrong."""
     max_new_tokens = check_int("max_new_tokens", request.max_new_tokens, 1)
-    rows, width = check_array("prompts", request.prompts, jnp.int32, ("B", "P"))
+    prompts, prompt_lengths = read_prompts(request.prompts, request.prompt_lengths)
+    rows, width = check_array("prompts", prompts, jnp.int32, ("B", "P"))
     if rows == 0 or width == 0:
         raise ValueError(f"prompts: expected a row and a token at least, got [{rows}, {width}]")
-    check_array("prompt_lengths", request.prompt_lengths, jnp.int32, (rows,))
-    check_array("cache.length", getattr(cache, "length", None), jnp.int32, (rows,))
+    check_array("prompt_lengths", prompt_lengths, jnp.int32, (rows,))
+    check_params(params)
+    check_cache(cache, rows)
     if state is not None:
         check_state(state)
         if state.num_slots != rows:
@@ -695,9 +874,14 @@ def _check_request(request: _Request, cache: Any, state: Any) -> _Request:
     limits, sampling = request.limits, request.sampling
     if limits is None:
         limits = jnp.full(rows, max_new_tokens, jnp.int32)
+    limits = as_int32("limits", limits)
     check_array("limits", limits, jnp.int32, (rows,))
-    return dataclasses.replace(
-        request,
+    kept = {"params": params, "prompts": prompts, "prompt_lengths": prompt_lengths}
+    check_donated({"cache": cache, "state": state}, kept)
+    check_room(prompts, prompt_lengths, limits, max_new_tokens, cache, state)
+    return _Request(
+        prompts=prompts,
+        prompt_lengths=prompt_lengths,
         limits=limits,
         sampling=None if sampling is None else check_sampling(sampling, rows),
         max_new_tokens=max_new_tokens,
@@ -738,6 +922,13 @@ def _chain(draft: Draft | DraftTree, width: int) -> Draft:
     length = jnp.minimum(draft.length, width)
     none = jnp.zeros_like(length)
     return Draft(tokens, length, none, none, none)
+
+
+@follow_rows()
+def _tokens_or(draft: Draft, fill: int) -> jax.Array:
+    """int32[B, K] the tokens of a draft, and beyond its length the fill."""
+    position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+    return jnp.where(position < draft.length[:, None], draft.tokens, fill)
 
 
 @follow_rows()

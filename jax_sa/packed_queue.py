@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax_sa._shard_map import vary, varying_axes
 from jax_sa.packed_rows import Rows, Step, admit, can_fit, free_pages
 from jax_sa.pool import Pool
+from jax_sa.prompts import to_lists
 from jax_sa.state import AnyState
 
 
@@ -42,6 +43,10 @@ class Completions:
     """The automata, for the next call."""
     pool: Pool | None
     """The pool, with the texts that ended, for the next call."""
+
+    def to_lists(self) -> list[list[int]]:
+        """The new tokens for each prompt, on the host."""
+        return to_lists(self.tokens, self.lengths)
 
 
 @jax.tree_util.register_dataclass

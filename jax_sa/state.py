@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -219,6 +219,9 @@ def pack(arrays: Mapping[str, np.ndarray]) -> State:
 AnyState = State | ScanState
 """What the ops take: the state of either index."""
 
+StateT = TypeVar("StateT", State, ScanState)
+"""The type of what an op returns: a state of the index that it took."""
+
 INDEXES = ("automaton", "scan", "auto")
 """The choices of `init`'s `index`."""
 
@@ -275,6 +278,33 @@ def get_state_size(max_seq_len: int, *, index: str = "automaton") -> int:
     return sum(4 * math.prod(shape) for shape in shapes(max_seq_len).values())
 
 
+@overload
+def init(
+    num_slots: int,
+    max_seq_len: int,
+    *,
+    seed: int = 0,
+    index: Literal["automaton"] = "automaton",
+    sharding: Sharding | None = None,
+) -> State: ...
+@overload
+def init(
+    num_slots: int,
+    max_seq_len: int,
+    *,
+    seed: int = 0,
+    index: Literal["scan"],
+    sharding: Sharding | None = None,
+) -> ScanState: ...
+@overload
+def init(
+    num_slots: int,
+    max_seq_len: int,
+    *,
+    seed: int = 0,
+    index: str,
+    sharding: Sharding | None = None,
+) -> AnyState: ...
 def init(
     num_slots: int,
     max_seq_len: int,

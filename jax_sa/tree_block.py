@@ -37,18 +37,23 @@ class TreeBlock:
 
 
 @follow_rows()
-def tree_block(tree: DraftTree, length: jax.Array) -> TreeBlock:
+def tree_block(tree: DraftTree, length: jax.Array, again: jax.Array) -> TreeBlock:
     """Of a block [B, 1 + N], of each row its last token and then its nodes.
 
     Args:
       tree: of B rows and N nodes.
-      length: int32[B] entries of each row's cache before the block.
+      length: int32[B] entries of each row's cache before its last token.
+      again: int32[B] tokens before the last one that the block begins with; the last nodes, of
+        which there must be as many fewer, are left out.
     """
-    depth = jnp.pad(tree.depth, ((0, 0), (1, 0)))
+    place = jnp.arange(1 + tree.tokens.shape[1], dtype=jnp.int32)[None] - again[:, None]
+    own = jnp.maximum(place, 0)
+    depth = jnp.take_along_axis(jnp.pad(tree.depth, ((0, 0), (1, 0))), own, axis=1)
+    nodes = jnp.take_along_axis(tree_mask(tree)[:, :, 1:], own[..., None], axis=1)
     return TreeBlock(
-        positions=length[:, None] + depth,
-        start=jnp.broadcast_to(length[:, None] + 1, depth.shape),
-        nodes=tree_mask(tree)[:, :, 1:],
+        positions=length[:, None] + depth + jnp.minimum(place, 0),
+        start=length[:, None] + 1 + jnp.minimum(place, 0),
+        nodes=nodes,
     )
 
 

@@ -6,10 +6,8 @@ token by token leaves behind, number for number, up to the places of edges in th
 """
 
 import ctypes
-import pathlib
-import shutil
-import subprocess
 
+import cpp_library
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,18 +19,10 @@ from inspection import assert_slot_equals
 import jax_sa
 from jax_sa import Status, _prefill
 
-HERE = pathlib.Path(__file__).parent
-
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    assert compiler, "the library was built with a C++ compiler, but there is none now"
-    path = tmp_path_factory.mktemp("grid") / "shuffled_grid.so"
-    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    sources = ["-I", HERE.parent / "ffi", HERE / "support" / "shuffled_grid.cc", "-o", path]
-    subprocess.run([compiler, *flags, *sources], check=True)
-    return ctypes.CDLL(str(path))
+    return cpp_library.build("shuffled_grid", tmp_path_factory.mktemp("grid"))
 
 
 def pointer(array):

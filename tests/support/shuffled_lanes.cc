@@ -68,6 +68,24 @@ extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t 
   op(warp, 0);
 }
 
+// The draft that follows `text`, with the same arguments.
+extern "C" void lookup_after(void* const* leaves, int32_t max_seq_len, int32_t num_entries,
+                             int32_t* const* pool, int32_t capacity, const int32_t* text,
+                             const int32_t* lengths, int32_t width, int32_t* draft,
+                             int32_t max_draft, uint32_t seed) {
+  std::mt19937 random(seed);
+  ShuffledWarp warp;
+  warp.random = &random;
+  int32_t* const numbers = draft + max_draft;
+  const LookupAfter op{state_of(leaves, max_seq_len, num_entries),
+                       {nullptr, 1},
+                       {pool_of(pool, 1, capacity), nullptr},
+                       {text, lengths, width},
+                       {nullptr, 1, max_seq_len, true, true, 1e9},
+                       {draft, numbers, numbers + 1, numbers + 2, numbers + 3, max_draft}};
+  op(warp, 0);
+}
+
 // `tree` has room for five numbers of each node, and for their count.
 extern "C" void lookup_tree(void* const* leaves, int32_t max_seq_len, int32_t index_words,
                             int32_t* const* pool, int32_t capacity, int32_t* tree,
