@@ -28,7 +28,7 @@ class SAConfig(DraftOptions):
     """The slots of a `SuffixAutomatonManager`, and the options of their drafts.
 
     All slots are allocated at once: `max_slots * jax_sa.get_state_size(max_seq_len, index=index)`
-    bytes, about 76 for each token of each slot, or 8 where the index is a scan. The defaults, 64
+    bytes, about 68 for each token of each slot, or 8 where the index is a scan. The defaults, 64
     requests of 32,768 tokens, are 160 MB, small beside any model; 256 requests of 262,144 tokens
     would be 5.1 GB. Choose the sizes of the engine's own cache.
 
