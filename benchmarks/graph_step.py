@@ -1,9 +1,11 @@
 """Times the automaton's kernels alone, with a pool and without, as nodes of a CUDA graph.
 
     python benchmarks/graph_step.py --json out.json
+    python benchmarks/graph_step.py --histogram
 
 Without XLA around them: builds benchmarks/graph_step.cu with nvcc and runs it on source-code
-tokens. Needs nvcc and a GPU.
+tokens. With `--histogram`, single steps of 64 slots of 32,768 tokens, one token a step, on texts of
+several kinds. Needs nvcc and a GPU.
 """
 
 import argparse
@@ -16,9 +18,11 @@ import tempfile
 
 from report import report
 from source_tokens import source_tokens
+from step_texts import step_texts
 
 HERE = pathlib.Path(__file__).parent
 TOKENS = 400_000
+QUANTILES = ("p50_us", "p99_us", "p99_9_us", "max_us")
 
 
 def build(folder):
@@ -29,25 +33,42 @@ def build(folder):
     return folder / "graph_step"
 
 
+def run(program, tokens, folder, *options):
+    """The rows that the program prints, as they come."""
+    tokens.tofile(folder / "tokens.bin")
+    command = [program, folder / "tokens.bin", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield from map(json.loads, process.stdout)
+    if process.returncode:
+        sys.exit(f"error: graph_step failed with status {process.returncode}")
+
+
+def cases(program, folder):
+    yield from run(program, source_tokens(TOKENS), folder)
+
+
+def histogram(program, folder):
+    for name, (tokens, stride) in step_texts().items():
+        for row in run(program, tokens, folder, str(stride)):
+            yield {"text": name} | {key: row[key] for key in QUANTILES}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--histogram", action="store_true", help="single steps on several texts")
     args = parser.parse_args()
     if shutil.which("nvcc") is None:
         sys.exit("error: nvcc is not on the PATH")
 
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        source_tokens(TOKENS).tofile(folder / "tokens.bin")
-        command = [build(folder), folder / "tokens.bin"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            rows = []
-            for line in process.stdout:
-                rows.append(json.loads(line))
-                print(f"\rcase {len(rows)} of 24", end="", file=sys.stderr, flush=True)
-            print(file=sys.stderr)
-        if process.returncode:
-            sys.exit(f"error: graph_step failed with status {process.returncode}")
+        program = build(folder)
+        rows = []
+        for row in (histogram if args.histogram else cases)(program, folder):
+            rows.append(row)
+            print(f"\r{len(rows)} measured", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
     report(rows, args.json)
 
 

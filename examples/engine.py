@@ -105,6 +105,7 @@ class Engine:
             drafter=mtp_drafter(self.config, mode.mtp_tokens) if mode.mtp_tokens else None,
             stop_tokens=self.config.eos_tokens,
             threshold=self.args.sa_spec_threshold,
+            follow_neural=self.args.sa_spec_follow,
             max_draft=self.args.max_draft,
             min_match=self.args.min_match,
             draft_factor=self.args.draft_factor,

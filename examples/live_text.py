@@ -43,7 +43,7 @@ def show(engine: Engine, mode: Mode) -> None:
     accepted = percent(its["acceptance_rate"])
     drafts = "nothing drafted" if accepted == "-" else f"{accepted} of drafted tokens accepted"
     print(
-        f"\n{mode.name}: {its['tokens']} tokens, {its['tokens_per_step']:.2f} per step, {drafts}, "
+        f"\n{mode.name}: {its['tokens']} tokens, {its['tokens_per_step']:.2f} per step, {drafts}\n"
         f"{seconds:.1f} s with compilation",
         file=sys.stderr,
     )

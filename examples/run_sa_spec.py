@@ -15,7 +15,9 @@ and a real LLM, which `examples/import_gguf.py` makes a checkpoint of:
 import argparse
 import json
 import pathlib
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -106,6 +108,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="the automaton's draft is used where its match length + the length of the common "
         "prefix of both drafts >= N, else the MTP module's; an N that nothing reaches gives "
         "exactly the module's drafts (default: %(default)s)",
+    )
+    add(
+        "--sa_spec_follow",
+        action="store_true",
+        help="go on behind the MTP module's draft with what the automaton says follows it",
     )
     add(
         "--max_draft",
@@ -234,7 +241,7 @@ def note_options_without_effect(args: argparse.Namespace, modes: list[Mode]) -> 
         "without --use_sa_spec": (not sa, ["max_draft", "draft_factor", "min_match", "pool"]),
         "without drafts of both automaton and MTP module": (
             not both,
-            ["sa_spec_threshold"],
+            ["sa_spec_threshold", "sa_spec_follow"],
         ),
         "at temperature 0": (args.temperature == 0, ["top_k", "top_p", "seed"]),
         "with --compare, which runs both": (args.compare, ["use_sa_spec"]),
@@ -247,7 +254,9 @@ def note_options_without_effect(args: argparse.Namespace, modes: list[Mode]) -> 
 
 def note(message: str) -> None:
     """Says something to people, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    columns = shutil.get_terminal_size().columns
+    lines = textwrap.wrap(message, columns, break_long_words=False, break_on_hyphens=False)
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ cudaError_t launch_rows(const Op& op, cudaStream_t stream) {
 
 cudaError_t launch(const Extend& op, cudaStream_t stream) { return launch_rows(op, stream); }
 cudaError_t launch(const Lookup& op, cudaStream_t stream) { return launch_rows(op, stream); }
+cudaError_t launch(const LookupAfter& op, cudaStream_t stream) { return launch_rows(op, stream); }
 cudaError_t launch(const ExtendLookup& op, cudaStream_t stream) { return launch_rows(op, stream); }
 cudaError_t launch(const LookupTree& op, cudaStream_t stream) { return launch_rows(op, stream); }
 cudaError_t launch(const ExtendLookupTree& op, cudaStream_t stream) {

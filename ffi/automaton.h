@@ -56,8 +56,20 @@ class Automaton {
       append_root();
       return;
     }
-    if (!is_solid_in(lane)) split(lane, token);
-    const int32_t target = target_in(lane);
+    warp_.each(count_, [&](int32_t own) {
+      if (own >= lane) target_end_[own] = slot_.first_end(place_[own].target);
+    });
+    const int32_t original = target_in(lane);
+    const bool solid = is_solid_in(lane);
+    const int32_t target = solid ? original : make_clone(lane, original);
+    const uint32_t moved =
+        warp_.ballot(count_, [&](int32_t own) { return !solid && place_[own].target == original; });
+    const int32_t end = lane + Warp::count_bits(moved);
+    write_edges(lane, end, token, target);
+    warp_.each(end, [&](int32_t own) {
+      if (own >= lane) place_[own].target = target;
+    });
+    if (!solid && !complete_ && end == count_) redirect_beyond(token, original, target);
     warp_.only(0, [&](int32_t) { slot_.nodes[length_].link = target; });
     advance(lane);
   }
@@ -71,14 +83,55 @@ class Automaton {
     const uint32_t as_long =
         warp_.ballot(count_, [&](int32_t lane) { return suffix_[lane].length >= length; });
     const int32_t lane = Warp::count_bits(as_long) - 1;  // lengths fall from lane to lane
-    int32_t node = node_in(lane);
-    if (recent) return {length, slot_.recent_end(node)};
+    int32_t end = first_end_in(lane);
+    const int32_t node = node_in(lane);
+    if (recent) return {length, slot_.recent_end(node, end)};
     if (lane == kWindow - 1) {  // a shorter suffix beyond the window may have occurred earlier
-      for (int32_t up = link(node); slot_.node_length(up) >= length; up = link(up)) {
-        node = up;
+      for (Suffix up = suffix_above(node); up.length >= length; up = suffix_above(up.node)) {
+        end = up.first_end;
       }
     }
-    return {length, slot_.first_end(node)};
+    return {length, end};
+  }
+
+  // The longest suffix of the text with `count` tokens behind it that occurs in the text itself,
+  // and where. Of the text's own suffixes those in the window are followed on, side by side and
+  // without a suffix link, so that no text makes this walk long.
+  JAX_SA_FN Match match_after(const int32_t* added, int32_t count, int32_t min_match,
+                              int32_t max_match, bool recent) const {
+    if (count == 0) return match(min_match, max_match, recent);
+    PerLane<int32_t> node;
+    const auto longest_in = [&](int32_t lanes) {
+      const uint32_t found = warp_.ballot(lanes, [&](int32_t lane) { return node[lane] != kNone; });
+      return found != 0 ? Warp::lowest_bit(found) : kNoLane;
+    };
+    const auto match_in = [&](int32_t lane, int32_t length) {
+      const int32_t found = warp_.broadcast(lane, [&](int32_t own) { return node[own]; });
+      if (length < min_match) return Match{0, 0};
+      return Match{length < max_match ? length : max_match,
+                   recent ? recent_end_in_text(found) : slot_.first_end(found)};
+    };
+    if (max_match > count) {
+      warp_.each(count_,
+                 [&](int32_t lane) { node[lane] = follow(suffix_[lane].node, added, count); });
+      const int32_t longest = longest_in(count_);
+      const uint32_t as_long = warp_.ballot(
+          count_, [&](int32_t lane) { return suffix_[lane].length >= max_match - count; });
+      const int32_t shortest = Warp::count_bits(as_long) - 1;
+      const int32_t lane = shortest > longest ? shortest : longest;
+      if (longest != kNoLane) return match_in(lane, length_in(lane) + count);
+    }
+    // None of the text's suffixes: the added tokens alone.
+    for (int32_t begin = max_match < count ? count - max_match : 0; begin < count;
+         begin += kWindow) {
+      const int32_t lanes = count - begin < kWindow ? count - begin : kWindow;
+      warp_.each(lanes, [&](int32_t lane) {
+        node[lane] = follow(kRoot, added + begin + lane, count - begin - lane);
+      });
+      const int32_t lane = longest_in(lanes);
+      if (lane != kNoLane) return match_in(lane, count - begin - lane);
+    }
+    return {0, 0};
   }
 
   // The longest suffix shorter than `than`, of at least min_match tokens, whose occurrence, the
@@ -87,16 +140,17 @@ class Automaton {
     const uint32_t others = warp_.ballot(count_, [&](int32_t lane) {
       const Suffix suffix = suffix_[lane];
       return suffix.node != kRoot && suffix.length >= min_match && suffix.length < than.length &&
-             end_of(suffix.node, recent) != than.end;
+             end_of(suffix, recent) != than.end;
     });
     if (others == 0) return {0, 0};
     const int32_t lane = Warp::lowest_bit(others);
-    return {length_in(lane), end_of(node_in(lane), recent)};
+    const Suffix suffix{node_in(lane), length_in(lane), first_end_in(lane)};
+    return {suffix.length, end_of(suffix, recent)};
   }
 
   JAX_SA_FN void store() const {
     warp_.each(kWindow, [&](int32_t lane) {
-      slot_.suffixes[lane] = lane < count_ ? suffix_[lane] : Suffix{kRoot, 0};
+      slot_.suffixes[lane] = lane < count_ ? suffix_[lane] : Suffix{kRoot, 0, 0};
       if (lane == 0) {
         *slot_.length = length_;
         *slot_.num_clones = num_clones_;
@@ -117,6 +171,9 @@ class Automaton {
   JAX_SA_FN int32_t length_in(int32_t lane) const {
     return warp_.broadcast(lane, [&](int32_t own) { return suffix_[own].length; });
   }
+  JAX_SA_FN int32_t first_end_in(int32_t lane) const {
+    return warp_.broadcast(lane, [&](int32_t own) { return suffix_[own].first_end; });
+  }
   JAX_SA_FN int32_t target_in(int32_t lane) const {
     return warp_.broadcast(lane, [&](int32_t own) { return place_[own].target; });
   }
@@ -124,82 +181,115 @@ class Automaton {
     return warp_.broadcast(lane, [&](int32_t own) { return place_[own].solid; });
   }
 
-  JAX_SA_FN int32_t end_of(int32_t node, bool recent) const {
-    return recent ? slot_.recent_end(node) : slot_.first_end(node);
+  JAX_SA_FN int32_t end_of(Suffix suffix, bool recent) const {
+    return recent ? slot_.recent_end(suffix.node, suffix.first_end) : suffix.first_end;
   }
 
-  JAX_SA_FN int32_t link(int32_t node) const { return slot_.nodes[node].link; }
+  JAX_SA_FN Suffix suffix_above(int32_t node) const { return slot_.suffix(slot_.nodes[node].link); }
 
-  // Gives every suffix that lacks an edge with the token one to the new node; returns the lane of
-  // the longest suffix that has one, its and all shorter suffixes' places in place_.
+  // The node that some tokens lead to; kNone where they lead nowhere.
+  JAX_SA_FN int32_t follow(int32_t node, const int32_t* tokens, int32_t count) const {
+    for (int32_t i = 0; i < count; ++i) {
+      node = slot_.find(hash_, slot_.suffix(node), tokens[i], length_).target;
+      if (node == kNone) break;
+    }
+    return node;
+  }
+
+  // The most recent end of a node's strings, which for a suffix of the text is the text's own.
+  JAX_SA_FN int32_t recent_end_in_text(int32_t node) const {
+    const uint32_t own =
+        warp_.ballot(count_, [&](int32_t lane) { return suffix_[lane].node == node; });
+    if (node == length_ || own != 0) return length_;
+    return slot_.recent_end(node, slot_.first_end(node));
+  }
+
+  // Finds the longest suffix that has an edge with the token; returns its lane, all places in
+  // place_. The suffixes of windows before the last get one to the new node on the way.
   JAX_SA_FN int32_t probe(int32_t token) {
     for (;;) {
-      warp_.each(count_, [&](int32_t lane) {
-        place_[lane] = slot_.find(hash_, suffix_[lane].node, token, length_);
+      find_places(token);
+      const uint32_t found = warp_.ballot(count_, [&](int32_t lane) {
+        return place_[lane].target != kNone && place_[lane].target != length_;
       });
-      const uint32_t found =
-          warp_.ballot(count_, [&](int32_t lane) { return place_[lane].target != kNone; });
-      const int32_t first = found != 0 ? Warp::lowest_bit(found) : count_;
-      add_to_each(first, token);
-      if (found != 0) return first;
+      if (found != 0) return Warp::lowest_bit(found);
+      write_edges(count_, count_, token, kNone);
       if (complete_) return kNoLane;
-      const int32_t shortest = node_in(kWindow - 1);
-      count_ = 0;
-      follow_links(shortest);
+      move_window();
+    }
+  }
+
+  JAX_SA_FN void find_places(int32_t token) {
+    warp_.each(count_, [&](int32_t lane) {
+      place_[lane] = slot_.find(hash_, suffix_[lane], token, length_);
+    });
+  }
+
+  // Leads the lanes before `first` to the new node, and those from there up to `end` to the clone.
+  // Of suffixes with the same first end, which are neighbours, the longest writes the edge. It may
+  // have been in the window before this one: then the others' edges lead there already.
+  JAX_SA_FN void write_edges(int32_t first, int32_t end, int32_t token, int32_t clone) {
+    PerLane<int32_t> above;
+    warp_.from_below(end, above, [&](int32_t lane) { return suffix_[lane].first_end; });
+    const auto target = [&](int32_t lane) { return lane < first ? length_ : clone; };
+    const uint32_t writers = warp_.ballot(end, [&](int32_t lane) {
+      return place_[lane].target != target(lane) &&
+             (lane == 0 || lane == first || suffix_[lane].first_end != above[lane]);
+    });
+    const auto write = [&](int32_t lane, int32_t entry) {
+      const Suffix from = suffix_[lane];
+      slot_.edges[entry] = {from.first_end + 1, token, target(lane) << 1 | (lane == first ? 1 : 0),
+                            from.length};
+    };
+    const bool distinct =
+        Warp::count_bits(writers) < 2 ||
+        warp_.all_distinct(
+            end,
+            [&](int32_t lane) { return (writers >> lane & 1) != 0 ? place_[lane].entry : ~lane; });
+    if (distinct) {
+      warp_.each(end, [&](int32_t lane) {
+        if ((writers >> lane & 1) != 0) write(lane, place_[lane].entry);
+      });
+      return;
+    }
+    for (uint32_t rest = writers; rest != 0; rest &= rest - 1) {  // two were to take one free entry
+      warp_.only(Warp::lowest_bit(rest), [&](int32_t lane) {
+        write(lane, slot_.skip_others(place_[lane].entry, suffix_[lane].first_end, token));
+      });
     }
   }
 
   // Clones the target of the lane's edge for the suffixes that reach it by shorter strings.
-  JAX_SA_FN void split(int32_t lane, int32_t token) {
-    const int32_t original = target_in(lane);
+  JAX_SA_FN int32_t make_clone(int32_t lane, int32_t original) {
     const int32_t length = length_in(lane) + 1;
+    const int32_t end = warp_.broadcast(lane, [&](int32_t own) { return target_end_[own]; });
     const int32_t clone = slot_.max_seq_len + 1 + num_clones_++;
     warp_.only(0, [&](int32_t) {
-      slot_.nodes[clone] = {slot_.nodes[original].link, slot_.recent_end(original)};
-      slot_.clone(clone) = {length, slot_.first_end(original)};
+      slot_.nodes[clone] = {slot_.nodes[original].link, slot_.recent_end(original, end)};
+      slot_.clone(clone) = {length, end};
       slot_.nodes[original].link = clone;
     });
-    copy_edges(original, clone);
-    redirect(lane, token, original, clone);
+    return clone;
   }
 
-  // Gives the clone the original's edges: up to kWindow at a time, one a lane.
-  JAX_SA_FN void copy_edges(int32_t original, int32_t clone) {
-    PerLane<Edge> copy;
-    int32_t copies = 0;
-    if (slot_.is_prefix(original)) {
-      warp_.set(copy, copies++, {clone + 1, slot_.tokens[original], (original + 1) << 1, 0});
-    }
-    for (int32_t next = slot_.heads[original]; next != 0;) {
-      const Edge edge = slot_.edges[next - 1];
-      next = edge.next;
-      if (copies == kWindow) {
-        add_to_one(copies, copy);
-        copies = 0;
-      }
-      warp_.set(copy, copies++, {clone + 1, edge.token, edge.target & ~1, 0});
-    }
-    add_to_one(copies, copy);
-  }
-
-  // Leads the edges of this lane and of all shorter suffixes from `original` to `clone`.
-  JAX_SA_FN void redirect(int32_t first, int32_t token, int32_t original, int32_t clone) {
-    warp_.each(count_, [&](int32_t lane) {
-      if (lane < first || place_[lane].target != original) return;
-      place_[lane].target = clone;
-      slot_.edges[place_[lane].entry].target = clone << 1 | (lane == first ? 1 : 0);
-    });
-    if (complete_ || target_in(count_ - 1) != clone) return;
-    const int32_t shortest = node_in(count_ - 1);
-    warp_.only(0, [&](int32_t) {  // past the window, link by link
-      int32_t node = shortest;
-      while (node != kRoot) {
-        node = link(node);
-        const Place place = slot_.find(hash_, node, token, length_);
-        if (place.target != original) return;
-        slot_.edges[place.entry].target = clone << 1;
-      }
-    });
+  // Leads suffixes beyond the window from `original` to `clone` as well.
+  JAX_SA_FN void redirect_beyond(int32_t token, int32_t original, int32_t clone) {
+    const PerLane<Suffix> suffix = suffix_;
+    const PerLane<Place> place = place_;
+    const int32_t count = count_;
+    int32_t moved;
+    do {
+      move_window();
+      find_places(token);
+      moved = Warp::count_bits(warp_.ballot(count_, [&](int32_t lane) {
+        return place_[lane].target == original || place_[lane].target == clone;
+      }));
+      write_edges(kNoLane, moved, token, clone);
+    } while (moved == count_ && !complete_);
+    suffix_ = suffix;
+    place_ = place;
+    count_ = count;
+    complete_ = false;
   }
 
   // Moves on to the suffixes of the longer text: the targets of the lanes from `first` on.
@@ -210,7 +300,7 @@ class Automaton {
       return lane == first || (lane > first && place_[lane].target != below[lane]);
     });
     warp_.each(count_, [&](int32_t lane) {
-      suffix_[lane] = {place_[lane].target, suffix_[lane].length + 1};
+      suffix_[lane] = {place_[lane].target, suffix_[lane].length + 1, target_end_[lane]};
     });
     warp_.compact(distinct, suffix_);
     count_ = Warp::count_bits(distinct);
@@ -224,57 +314,50 @@ class Automaton {
   }
 
   JAX_SA_FN void append_root() {
-    warp_.set(suffix_, count_++, Suffix{kRoot, 0});
+    warp_.set(suffix_, count_++, Suffix{kRoot, 0, 0});
     complete_ = true;
   }
 
-  // Fills the window's free lanes with the nodes that follow `node` on its suffix link path.
+  // Puts the suffixes that follow the window's into it instead.
+  JAX_SA_FN void move_window() {
+    const int32_t shortest = node_in(count_ - 1);
+    count_ = 0;
+    follow_links(shortest);
+  }
+
+  // Fills the window's free lanes with the nodes that follow `node` on its suffix link path. In a
+  // run, of one token or with another period, the nodes on it are so many numbers apart: each lane
+  // looks up the link of the node that it would have then, as far as they lead to each other.
   JAX_SA_FN void follow_links(int32_t node) {
+    const int32_t first = count_;
+    const int32_t last_node = slot_.max_seq_len + num_clones_;
+    int32_t stride = -1;
     complete_ = false;
     while (count_ < kWindow && !complete_) {
-      node = link(node);
-      warp_.set(suffix_, count_++, Suffix{node, slot_.node_length(node)});
+      const auto guess = [&](int32_t i) { return node + int64_t{stride} * i; };
+      const int32_t right = warp_.find_first(kWindow - count_, [&](int32_t i) {
+        const bool is_node = guess(i) > kRoot && guess(i) <= last_node;
+        return !is_node || guess(i + 1) == kRoot || slot_.nodes[guess(i)].link != guess(i + 1);
+      });
+      const int32_t begin = count_;
+      warp_.each(kWindow, [&](int32_t lane) {
+        if (lane >= begin) suffix_[lane].node = static_cast<int32_t>(guess(lane - begin + 1));
+      });
+      count_ += right;
+      int32_t below = static_cast<int32_t>(guess(right));
+      if (count_ < kWindow) {
+        const int32_t up = slot_.nodes[below].link;
+        stride = up - below;
+        warp_.only(count_, [&](int32_t lane) { suffix_[lane].node = up; });
+        ++count_;
+        below = up;
+      }
+      node = below;
       complete_ = node == kRoot;
     }
-  }
-
-  // Adds an edge to the new node from each of the first `count` suffixes.
-  JAX_SA_FN void add_to_each(int32_t count, int32_t token) {
-    PerLane<Edge> edge;
-    warp_.each(count, [&](int32_t lane) {
-      edge[lane] = {suffix_[lane].node + 1, token, length_ << 1, 0};
+    warp_.each(count_, [&](int32_t lane) {
+      if (lane >= first) suffix_[lane] = slot_.suffix(suffix_[lane].node);
     });
-    if (!entries_differ(count, place_)) return add_in_turn(count, edge);
-    warp_.each(count, [&](int32_t lane) { slot_.add(edge[lane], place_[lane]); });
-  }
-
-  // Adds the edges of lanes 0..count-1, all of one node.
-  JAX_SA_FN void add_to_one(int32_t count, PerLane<Edge>& edge) {
-    PerLane<Place> place;
-    warp_.each(count, [&](int32_t lane) {
-      place[lane] = slot_.find(hash_, edge[lane].source - 1, edge[lane].token, length_);
-    });
-    if (!entries_differ(count, place)) return add_in_turn(count, edge);
-    PerLane<int32_t> below;
-    warp_.from_below(count, below, [&](int32_t lane) { return place[lane].entry; });
-    warp_.each(count, [&](int32_t lane) {
-      edge[lane].next = lane == 0 ? place[lane].head : below[lane] + 1;
-      slot_.edges[place[lane].entry] = edge[lane];
-      if (lane == count - 1) slot_.heads[edge[lane].source - 1] = place[lane].entry + 1;
-    });
-  }
-
-  // One after the other, where two were to take the same free entry.
-  JAX_SA_FN void add_in_turn(int32_t count, PerLane<Edge>& edge) {
-    for (int32_t turn = 0; turn < count; ++turn) {
-      warp_.only(turn, [&](int32_t lane) {
-        slot_.add(edge[lane], slot_.find(hash_, edge[lane].source - 1, edge[lane].token, length_));
-      });
-    }
-  }
-
-  JAX_SA_FN bool entries_differ(int32_t count, PerLane<Place>& place) {
-    return warp_.all_distinct(count, [&](int32_t lane) { return place[lane].entry; });
   }
 
   Warp warp_;
@@ -286,6 +369,7 @@ class Automaton {
   int32_t count_;
   bool complete_;  // the window's last suffix is the root
   PerLane<Place> place_;
+  PerLane<int32_t> target_end_;  // the first end of the place's target
 };
 
 }  // namespace jax_sa

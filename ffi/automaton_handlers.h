@@ -113,6 +113,45 @@ struct AutomatonHandlers {
         .template Attr<double>("draft_factor");
   }
 
+  static ffi::Error lookup_after(typename Runner::Value context, Ints<2> tokens, Ints<1> lengths,
+                                 Ints<1> slots, Ints<1> limits, Ints<1> groups, Ints<2> ring,
+                                 Ints<1> head, Ints<3> table, ffi::RemainingArgs leaves,
+                                 IntsOut<2> draft, IntsOut<1> length, IntsOut<1> match_length,
+                                 IntsOut<1> match_end, IntsOut<1> source, int64_t min_match,
+                                 int64_t max_match, bool recent, bool periodic,
+                                 double draft_factor) {
+    const ffi::ErrorOr<State> state = state_from(leaves);
+    if (state.has_error()) return state.error();
+    const Rows rows = rows_from(slots, draft->dimensions()[0]);
+    return Runner{context}(LookupAfter{
+        *state, rows, pool_view_from(groups, ring, head, table), text_from(tokens, lengths),
+        options_from(limits, min_match, max_match, recent, periodic, draft_factor),
+        drafts_from(draft, length, match_length, match_end, source)});
+  }
+  static auto bind_lookup_after() {
+    return ffi::Ffi::Bind()
+        .Ctx<Context>()
+        .template Arg<Ints<2>>()  // tokens
+        .template Arg<Ints<1>>()  // lengths
+        .template Arg<Ints<1>>()  // slots
+        .template Arg<Ints<1>>()  // limits
+        .template Arg<Ints<1>>()  // groups
+        .template Arg<Ints<2>>()  // pool: ring
+        .template Arg<Ints<1>>()  // pool: head
+        .template Arg<Ints<3>>()  // pool: table
+        .RemainingArgs()          // state
+        .template Ret<Ints<2>>()  // draft tokens
+        .template Ret<Ints<1>>()  // draft length
+        .template Ret<Ints<1>>()  // match length
+        .template Ret<Ints<1>>()  // match end
+        .template Ret<Ints<1>>()  // source
+        .template Attr<int64_t>("min_match")
+        .template Attr<int64_t>("max_match")
+        .template Attr<bool>("recent")
+        .template Attr<bool>("periodic")
+        .template Attr<double>("draft_factor");
+  }
+
   static ffi::Error extend_lookup(typename Runner::Value context, Ints<2> tokens, Ints<1> lengths,
                                   Ints<1> slots, Ints<1> limits, Ints<1> groups, Ints<2> ring,
                                   Ints<1> head, Ints<3> table, ffi::RemainingArgs leaves,

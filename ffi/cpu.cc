@@ -39,6 +39,7 @@ using CpuFusedCopy = FusedCopyHandlers<CpuRunner>;
 
 XLA_FFI_DEFINE_HANDLER(kExtend, CpuAutomaton::extend, CpuAutomaton::bind_extend());
 XLA_FFI_DEFINE_HANDLER(kLookup, CpuAutomaton::lookup, CpuAutomaton::bind_lookup());
+XLA_FFI_DEFINE_HANDLER(kLookupAfter, CpuAutomaton::lookup_after, CpuAutomaton::bind_lookup_after());
 XLA_FFI_DEFINE_HANDLER(kExtendLookup, CpuAutomaton::extend_lookup,
                        CpuAutomaton::bind_extend_lookup());
 XLA_FFI_DEFINE_HANDLER(kLookupTree, CpuDraftTree::lookup, CpuDraftTree::bind_lookup());
@@ -60,6 +61,7 @@ XLA_FFI_DEFINE_HANDLER(kFusedCopy, CpuFusedCopy::copy, CpuFusedCopy::bind_copy()
 PYBIND11_MODULE(_cpu, module) {
   define_module(module, {{"extend", kExtend},
                          {"lookup", kLookup},
+                         {"lookup_after", kLookupAfter},
                          {"extend_lookup", kExtendLookup},
                          {"lookup_tree", kLookupTree},
                          {"extend_lookup_tree", kExtendLookupTree},

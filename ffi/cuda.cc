@@ -41,6 +41,8 @@ constexpr auto kTraits = {ffi::Traits::kCmdBufferCompatible};
 
 XLA_FFI_DEFINE_HANDLER(kExtend, CudaAutomaton::extend, CudaAutomaton::bind_extend(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kLookup, CudaAutomaton::lookup, CudaAutomaton::bind_lookup(), kTraits);
+XLA_FFI_DEFINE_HANDLER(kLookupAfter, CudaAutomaton::lookup_after,
+                       CudaAutomaton::bind_lookup_after(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kExtendLookup, CudaAutomaton::extend_lookup,
                        CudaAutomaton::bind_extend_lookup(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kPrefill, CudaPrefill::prefill, CudaPrefill::bind_prefill(), kTraits);
@@ -67,6 +69,7 @@ XLA_FFI_DEFINE_HANDLER(kFusedCopy, CudaFusedCopy::copy, CudaFusedCopy::bind_copy
 PYBIND11_MODULE(_cuda, module) {
   define_module(module, {{"extend", kExtend},
                          {"lookup", kLookup},
+                         {"lookup_after", kLookupAfter},
                          {"extend_lookup", kExtendLookup},
                          {"prefill", kPrefill},
                          {"lookup_tree", kLookupTree},

@@ -129,9 +129,6 @@ struct CudaGrid {
 
   __device__ void raise(int32_t& place, int32_t value) const { atomicMax(&place, value); }
   __device__ void lower(int32_t& place, int32_t value) const { atomicMin(&place, value); }
-  __device__ int32_t exchange(int32_t& place, int32_t value) const {
-    return atomicExch(&place, value);
-  }
   // What was there before.
   __device__ int32_t compare_exchange(int32_t& place, int32_t expected, int32_t value) const {
     return atomicCAS(&place, expected, value);

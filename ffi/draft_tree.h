@@ -229,13 +229,13 @@ JAX_SA_FN void write_tree(const Warp& warp, const Automaton<Warp>& automaton, co
                           int32_t row) {
   DraftTree<Warp> tree(warp, trees.max_nodes, options.draft_factor);
   const Chain neural_draft = neural_chain(warp, neural, row, limit);
-  // A text that lost tokens predicts the wrong ones.
-  if ((status & (kFull | kOutOfRange)) != 0) {
+  if (!can_predict(status)) {
     tree.add(neural_draft);
     return tree.write(trees, row);
   }
   const int32_t length = automaton.length();
-  const PoolSearch<Warp> search(warp, pool, slot.tokens, length);
+  const auto text_at = [&](int32_t i) { return slot.tokens[i]; };
+  const PoolSearch<Warp> search(warp, pool, text_at, length);
   const Match best = automaton.match(options.min_match, options.max_match, options.recent);
   const Match next = automaton.next_match(best, options.min_match, options.recent);
   const Match other = automaton.match(options.min_match, options.max_match, !options.recent);

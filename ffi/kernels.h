@@ -18,6 +18,7 @@ namespace jax_sa {
 
 cudaError_t launch(const Extend& op, cudaStream_t stream);
 cudaError_t launch(const Lookup& op, cudaStream_t stream);
+cudaError_t launch(const LookupAfter& op, cudaStream_t stream);
 cudaError_t launch(const ExtendLookup& op, cudaStream_t stream);
 cudaError_t launch(const Prefill& op, cudaStream_t stream);
 cudaError_t launch(const LookupTree& op, cudaStream_t stream);

@@ -1,6 +1,6 @@
 // The automaton of whole texts, built in phases of which each is a sort, a scan, or independent
 // for every element. It is the automaton that appending token by token leaves behind: only the
-// places of edges in their table and in their lists differ.
+// places of edges in their table differ.
 //
 // The suffix links are the suffix tree of the reversed text (Weiner 1973; Blumer et al. 1985). Its
 // inner nodes are the intervals of the order of prefixes in which neighbours have at least so many
@@ -62,13 +62,16 @@ class ParallelBuild {
   JAX_SA_FN int32_t length(int32_t interval) const {
     return is_root(interval) ? 0 : common_[interval];
   }
+  JAX_SA_FN int32_t first_end(int32_t interval, const Built& text) const {
+    return is_root(interval) ? 0 : first_[interval] - text.begin;
+  }
   JAX_SA_FN int32_t parent(int32_t interval) const { return wave_.ranks(0)[interval]; }
   // The ancestor 2^level steps up. The lines of ranks are no longer needed then.
   JAX_SA_FN int32_t ancestor(int32_t level, int32_t interval) const {
     return wave_.ranks(level)[interval];
   }
 
-  // The lists and the table of texts that had some.
+  // The tables of texts that had some.
   JAX_SA_FN void clear() {
     bool any = false;
     for (int32_t i = 0; i < wave_.num_texts; ++i) any |= wave_.texts[i].old_length > 0;
@@ -76,9 +79,7 @@ class ParallelBuild {
     grid_.each(wave_.state.num_entries, [&](int32_t entry) {
       for (int32_t i = 0; i < wave_.num_texts; ++i) {
         if (wave_.texts[i].old_length == 0) continue;
-        const Slot slot = wave_.slot_of(wave_.texts[i]);
-        slot.edges[entry] = Edge{};
-        if (entry < 2 * slot.max_seq_len) slot.heads[entry] = 0;
+        wave_.slot_of(wave_.texts[i]).edges[entry] = Edge{};
       }
     });
   }
@@ -213,7 +214,8 @@ class ParallelBuild {
 
   // The edges by the last token of a prefix come from the prefix without it and from those of its
   // ancestors that no other prefix, earlier in the order, gives the edge to. That of the prefix is
-  // implied by the text. Each edge so comes up once.
+  // implied by the text. Each edge so comes up once, also those that are not stored because a
+  // longer node of the same first end has the same.
   JAX_SA_FN void count_edges() {
     grid_.scan(
         count_, edges_, [](int32_t a, int32_t b) { return a + b; },
@@ -243,34 +245,53 @@ class ParallelBuild {
       }
       const Built& text = wave_.text_of(place);
       const int32_t element = order_[place];
-      int32_t source = parent_of_prefix(element - 1, text);
       const int32_t steps = place == 0 ? i : i - edges_[place - 1];
-      for (int32_t level = 0; steps >> level != 0; ++level) {
-        if (steps >> level & 1) source = ancestor(level, source);
+      Link link{parent_of_prefix(element - 1, text), element - 1, element - 1 - text.begin};
+      if (steps > 0) {
+        const int32_t below = climb_by(link.interval, steps - 1);
+        link = {parent(below), first_[below], common_[below]};
       }
-      write_edge(text, source, element);
+      write_edge(text, link, element);
     });
   }
 
+  JAX_SA_FN int32_t climb_by(int32_t interval, int32_t steps) const {
+    for (int32_t level = 0; steps >> level != 0; ++level) {
+      if (steps >> level & 1) interval = ancestor(level, interval);
+    }
+    return interval;
+  }
+
+  // An interval, and what links to it on the way from a prefix: its first end, an element, and its
+  // length.
+  struct Link {
+    int32_t interval;
+    int32_t end_below;
+    int32_t length_below;
+  };
+
   // From an interval by the last token of a prefix, to the shortest node of the prefix or its
   // ancestors that is longer than the interval.
-  JAX_SA_FN void write_edge(const Built& text, int32_t interval, int32_t element) {
+  JAX_SA_FN void write_edge(const Built& text, Link from, int32_t element) {
     const Slot slot = wave_.slot_of(text);
     const int32_t prefix = element - text.begin;
     const int32_t token = slot.tokens[prefix - 1];
-    const int32_t source = node_[interval];
-    if (source < text.length && slot.tokens[source] == token) return;  // implied by the text
-    const Climb target = climb(lowest_[element], length(interval));
+    const int32_t own = length(from.interval);
+    const int32_t end = first_end(from.interval, text);
+    if (own == end && end < text.length && slot.tokens[end] == token) return;  // implied
+    const Climb target = climb(lowest_[element], own);
     const bool is_leaf = target.count == 0;
+    const int32_t target_length = is_leaf ? prefix : common_[target.interval];
+    const bool shared = from.end_below - text.begin == end && target_length > from.length_below;
+    if (shared) return;
     const int32_t node = is_leaf ? prefix : node_[target.interval];
-    const bool solid = (is_leaf ? prefix : common_[target.interval]) == length(interval) + 1;
-    int32_t entry = slot.home(Hash(*slot.seed), source, token);
-    while (grid_.compare_exchange(slot.edges[entry].source, 0, source + 1) != 0) {
+    int32_t entry = slot.home(Hash(*slot.seed), end, token);
+    while (grid_.compare_exchange(slot.edges[entry].first_end, 0, end + 1) != 0) {
       entry = slot.entry_after(entry, 1);
     }
     slot.edges[entry].token = token;
-    slot.edges[entry].target = node << 1 | (solid ? 1 : 0);
-    slot.edges[entry].next = grid_.exchange(slot.heads[source], entry + 1);
+    slot.edges[entry].target = node << 1 | (target_length == own + 1 ? 1 : 0);
+    slot.edges[entry].length = own;
   }
 
   // What each length of the text left behind: most recent ends, and at last the window.
@@ -305,7 +326,7 @@ class ParallelBuild {
     const Slot slot = wave_.slot_of(text);
     int32_t interval = parent_of_prefix(element, text);
     for (int32_t lane = 0; lane < kWindow; ++lane) {
-      slot.suffixes[lane] = {node_[interval], length(interval)};
+      slot.suffixes[lane] = {node_[interval], length(interval), first_end(interval, text)};
       interval = parent(interval);
     }
     *slot.length = text.length;

@@ -26,6 +26,11 @@ JAX_SA_FN int32_t gram_length(int32_t gram) {
   return gram < 3 ? gram + 1 : gram == 3 ? 5 : gram == 4 ? 8 : kLongestGram;
 }
 
+// Entries of one length of n-grams: half as many as tokens, rounded up to whole n-grams.
+JAX_SA_SHARED_FN int32_t entries_per_gram(int32_t capacity) {
+  return (capacity + 2 * kBranches - 1) / (2 * kBranches) * kBranches;
+}
+
 // What a token adds to the hash of an n-gram, which is read backwards.
 JAX_SA_FN uint32_t gram_term(int32_t token) {
   return mix(static_cast<uint32_t>(token) * 0x85EBCA77u + 0x27D4EB2Fu);
@@ -54,7 +59,7 @@ struct alignas(8) Entries {
 // A reference to one group: passed by value, owns nothing.
 struct PoolGroup {
   int32_t* ring;   // [capacity]
-  int32_t* table;  // [kNumGrams, capacity / 2]
+  int32_t* table;  // [kNumGrams, entries_per_gram(capacity)]
   int32_t capacity;
   int32_t head;  // tokens that were put into the ring, less a multiple of capacity
   int32_t head_index;
@@ -79,9 +84,10 @@ struct PoolGroup {
   }
 
   JAX_SA_FN Entries& entries(int32_t gram, uint32_t hash) const {
-    const auto pairs = static_cast<uint32_t>(capacity) / (2 * kBranches);
+    const int32_t size = entries_per_gram(capacity);
+    const auto pairs = static_cast<uint32_t>(size / kBranches);
     const auto pair = static_cast<uint32_t>(uint64_t{mix(hash)} * pairs >> 32);
-    int32_t* const first = table + int64_t{gram} * (capacity / 2) + int64_t{pair} * kBranches;
+    int32_t* const first = table + int64_t{gram} * size + int64_t{pair} * kBranches;
     return *reinterpret_cast<Entries*>(first);
   }
 };
@@ -91,7 +97,7 @@ struct Pool {
   int32_t* ring;    // [groups, capacity]
   int32_t* head;    // [groups]
   int32_t* status;  // [groups]; not there where the pool is only read
-  int32_t* table;   // [groups, kNumGrams, capacity / 2]
+  int32_t* table;   // [groups, kNumGrams, entries_per_gram(capacity)]
   int32_t num_groups;
   int32_t capacity;
 
@@ -104,7 +110,9 @@ struct Pool {
   }
 
   // Entries of a group.
-  JAX_SA_SHARED_FN int64_t table_size() const { return int64_t{kNumGrams} * (capacity / 2); }
+  JAX_SA_SHARED_FN int64_t table_size() const {
+    return int64_t{kNumGrams} * entries_per_gram(capacity);
+  }
 };
 
 // The groups that rows may see.

@@ -22,13 +22,14 @@ struct PoolMatches {
 template <class Warp>
 class PoolSearch {
  public:
-  // Probes the index; what it says is not waited for yet.
-  JAX_SA_FN PoolSearch(Warp warp, PoolGroup pool, const int32_t* text, int32_t length)
+  // Probes the index for a text whose token i is text_at(i); what it says is not waited for yet.
+  template <class TextAt>
+  JAX_SA_FN PoolSearch(Warp warp, PoolGroup pool, TextAt text_at, int32_t length)
       : warp_(warp), pool_(pool) {
     if (pool_.head == 0) return;
     PerLane<int32_t> term;
     warp_.each(kWindow, [&](int32_t lane) {
-      own_[lane] = lane < length ? text[length - 1 - lane] : kSeparator;
+      own_[lane] = lane < length ? text_at(length - 1 - lane) : kSeparator;
       term[lane] = static_cast<int32_t>(gram_term(own_[lane]));
     });
     uint32_t hash = 0;

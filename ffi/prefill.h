@@ -129,7 +129,7 @@ struct Prefill {
     }
   };
 
-  JAX_SA_FN int32_t old_length(int32_t slot) const { return state.length[slot]; }
+  JAX_SA_FN int32_t old_length(int32_t slot) const { return *state.slot(slot).length; }
 
   // Tokens that the row will append.
   JAX_SA_FN int32_t count_of(int32_t row) const {

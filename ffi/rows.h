@@ -117,16 +117,17 @@ JAX_SA_FN void write_no_draft(const Warp& warp, const Drafts& drafts, int32_t ro
   write_draft(warp, {0, 0}, kSourceNone, 0, false, drafts, row, [](int32_t) { return kDraftFill; });
 }
 
-// What followed the match in the row's own text, which goes on with its period or ends.
-template <class Warp>
-JAX_SA_FN void write_own_draft(const Warp& warp, const Slot& slot, int32_t text_length, Match match,
+// What followed the match in the row's own text, which goes on with its period or ends. Token i of
+// the text is text_at(i).
+template <class Warp, class TextAt>
+JAX_SA_FN void write_own_draft(const Warp& warp, TextAt text_at, int32_t text_length, Match match,
                                const LookupOptions& options, int32_t limit, const Drafts& drafts,
                                int32_t row) {
   const int32_t period = text_length - match.end;
   const int32_t most = options.periodic || period > limit ? limit : period;
   const int32_t length = draft_length(options.draft_factor, match.length, most);
   write_draft(warp, match, kSourceOwn, length, false, drafts, row,
-              [&](int32_t i) { return slot.tokens[match.end + i % period]; });
+              [&](int32_t i) { return text_at(match.end + i % period); });
 }
 
 // What followed the match in the pool, up to the end of that text.
@@ -141,21 +142,32 @@ JAX_SA_FN void write_pool_draft(const Warp& warp, const PoolGroup& pool, Match m
 }
 
 // Drafts from the row's own text, or from the pool where its match is longer.
+template <class Warp, class TextAt>
+JAX_SA_FN void write_longer(const Warp& warp, TextAt text_at, int32_t text_length, Match own,
+                            const PoolGroup& pool, Match pooled, const LookupOptions& options,
+                            int32_t limit, const Drafts& drafts, int32_t row) {
+  if (pooled.length > own.length) {
+    return write_pool_draft(warp, pool, pooled, options, limit, drafts, row);
+  }
+  if (own.length == 0) return write_no_draft(warp, drafts, row);
+  write_own_draft(warp, text_at, text_length, own, options, limit, drafts, row);
+}
+
+// A text that lost tokens predicts the wrong ones.
+JAX_SA_FN bool can_predict(int32_t status) { return (status & (kFull | kOutOfRange)) == 0; }
+
+// Drafts what followed the text's longest suffix that occurred before.
 template <class Warp>
 JAX_SA_FN void draft_from(const Warp& warp, const Automaton<Warp>& automaton, const Slot& slot,
                           const PoolGroup& pool, int32_t status, const LookupOptions& options,
                           int32_t limit, const Drafts& drafts, int32_t row) {
-  // A text that lost tokens predicts the wrong ones.
-  if ((status & (kFull | kOutOfRange)) != 0) return write_no_draft(warp, drafts, row);
+  if (!can_predict(status)) return write_no_draft(warp, drafts, row);
+  const auto text_at = [&](int32_t i) { return slot.tokens[i]; };
   const int32_t length = automaton.length();
-  const PoolSearch<Warp> search(warp, pool, slot.tokens, length);
+  const PoolSearch<Warp> search(warp, pool, text_at, length);
   const Match own = automaton.match(options.min_match, options.max_match, options.recent);
-  const Match other = search.matches(options.min_match, options.max_match).best;
-  if (other.length > own.length) {
-    return write_pool_draft(warp, pool, other, options, limit, drafts, row);
-  }
-  if (own.length == 0) return write_no_draft(warp, drafts, row);
-  write_own_draft(warp, slot, length, own, options, limit, drafts, row);
+  const Match pooled = search.matches(options.min_match, options.max_match).best;
+  write_longer(warp, text_at, length, own, pool, pooled, options, limit, drafts, row);
 }
 
 // One row's tokens. The next one is always loaded already, so that no append waits for its token.
@@ -234,6 +246,41 @@ struct Lookup {
     const PoolGroup group = pool.of_row(row);
     const Automaton<Warp> automaton(warp, slot);
     draft_from(warp, automaton, slot, group, status, options, limit, drafts, row);
+  }
+};
+
+// Drafts what would follow if some tokens came next. The text stays as it is.
+struct LookupAfter {
+  State state;
+  Rows rows;
+  PoolView pool;
+  Text text;
+  LookupOptions options;
+  Drafts drafts;
+
+  int64_t num_tokens() const { return rows.count; }
+
+  template <class Warp>
+  JAX_SA_FN void operator()(const Warp& warp, int32_t row) const {
+    const int32_t named = named_slot(rows, row, state.num_slots);
+    if (named < 0) return write_no_draft(warp, drafts, row);
+    const RowText next(text, row);
+    const Slot slot = state.slot(named);
+    const int32_t status = *slot.status;
+    const int32_t limit = row_limit(options, drafts, row);
+    const PoolGroup group = pool.of_row(row);
+    const Automaton<Warp> automaton(warp, slot);
+    if (!can_predict(status) || !next.fits()) return write_no_draft(warp, drafts, row);
+    const int32_t own_length = automaton.length();
+    const auto text_at = [&](int32_t i) {
+      return i < own_length ? slot.tokens[i] : next.tokens[i - own_length];
+    };
+    const int32_t length = own_length + next.length;
+    const PoolSearch<Warp> search(warp, group, text_at, length);
+    const Match own = automaton.match_after(next.tokens, next.length, options.min_match,
+                                            options.max_match, options.recent);
+    const Match pooled = search.matches(options.min_match, options.max_match).best;
+    write_longer(warp, text_at, length, own, group, pooled, options, limit, drafts, row);
   }
 };
 

@@ -41,20 +41,15 @@ struct Appended {
 
   JAX_SA_FN int32_t end() const { return length + taken; }
   JAX_SA_FN int32_t at(int32_t place) const {
-    return place < length ? text[place] : added[place - length];
+    // A choice of addresses, not of loads, so that many loads can be under way at once.
+    const int32_t* const from = place < length ? text + place : added + (place - length);
+    return *from;
   }
 
-  // The match at a distance from what it was before. `last` is the last token, `earlier` the one
-  // at that distance from it.
-  JAX_SA_FN int32_t match(int32_t distance, int32_t last, int32_t earlier, int32_t before) const {
-    if (last != earlier) return 0;
-    const int32_t most = end() - distance < taken ? end() - distance : taken;
-    // Nearly all matches end within a few tokens; those that do not are compared faster.
-    int32_t run = 1;
-    for (; run < most && run < kAtOnce; ++run) {
-      const int32_t place = end() - 1 - run;
-      if (at(place) != at(place - distance)) return run;
-    }
+  // How many appended tokens, from the last one backwards, are those at a distance from them, where
+  // `run` of them are; of the last `count`.
+  JAX_SA_FN int32_t matching(int32_t distance, int32_t run, int32_t count) const {
+    const int32_t most = end() - distance < count ? end() - distance : count;
     for (; run < most; run += kAtOnce) {
       uint32_t differs = 0;
       for (int32_t i = 0; i < kAtOnce; ++i) {
@@ -63,12 +58,8 @@ struct Appended {
       }
       if (differs != 0) return run + lowest_bit(differs);
     }
-    return most == taken ? taken + before : most;
+    return most;
   }
-
- private:
-  // Tokens compared before any of them decides: on a GPU their loads share a trip to memory.
-  static constexpr int32_t kAtOnce = 8;
 
   JAX_SA_FN static int32_t lowest_bit(uint32_t mask) {
 #ifdef __CUDA_ARCH__
@@ -77,7 +68,31 @@ struct Appended {
     return __builtin_ctz(mask);
 #endif
   }
+
+ private:
+  // Tokens compared before any of them decides: on a GPU their loads share a trip to memory.
+  static constexpr int32_t kAtOnce = 8;
 };
+
+// Finds every match of a text anew, by one thread in linear time. The matches are the Z-function of
+// the reversed text (Gusfield 1997, section 1.3): where a distance lies within an earlier match,
+// the match there is that of the distance's own place in it, as far as the earlier match reaches.
+JAX_SA_FN void match_whole_text(const ScanSlot& slot, int32_t end) {
+  const int32_t* const last = slot.tokens + end - 1;
+  for (int32_t distance = 1, from = 0, reach = 0; distance < end; ++distance) {
+    int32_t match = 0;
+    if (distance < reach) {
+      const int32_t there = slot.match[distance - from - 1];
+      match = there < reach - distance ? there : reach - distance;
+    }
+    if (distance + match >= reach) {
+      while (distance + match < end && last[-match] == last[-match - distance]) ++match;
+      from = distance;
+      reach = distance + match;
+    }
+    slot.match[distance - 1] = match;
+  }
+}
 
 // The longest match that was seen, no longer than `max_match`, and of equally long ones that at the
 // distance that the occurrence asks for. Distances are seen in ascending order.
@@ -130,8 +145,7 @@ struct Scan {
     int32_t status = *slot.status;
     Appended appended{slot.tokens, nullptr, *slot.length, 0};
     if (appends) status |= append(team, slot, row, claimed.conflict, appended);
-    // A text that lost tokens predicts the wrong ones.
-    const bool drafts_any = drafts.tokens != nullptr && (status & (kFull | kOutOfRange)) == 0;
+    const bool drafts_any = drafts.tokens != nullptr && can_predict(status);
     Longest longest{options.max_match, options.recent};
     if (appended.taken > 0 || drafts_any) scan(team, slot, appended, longest);
     const uint64_t rank = team.largest(longest.rank());
@@ -145,14 +159,17 @@ struct Scan {
       if (drafts.tokens == nullptr) return;
       const Match match = longest.match(drafts_any ? rank : 0, appended.end());
       if (match.length < options.min_match) return write_no_draft(warp, drafts, row);
-      Slot text_only{};
-      text_only.tokens = slot.tokens;
-      write_own_draft(warp, text_only, appended.end(), match, options,
+      const auto text_at = [&](int32_t i) { return slot.tokens[i]; };
+      write_own_draft(warp, text_at, appended.end(), match, options,
                       row_limit(options, drafts, row), drafts, row);
     });
   }
 
  private:
+  // Tokens that are compared for all distances of a tile side by side: nearly all matches end
+  // within so many. Those that do not are compared one by one.
+  static constexpr int32_t kSideBySide = 8;
+
   // Writes the row's tokens behind the text; returns bits for the slot's status.
   template <class Team>
   JAX_SA_FN int32_t append(const Team& team, const ScanSlot& slot, int32_t row, bool conflict,
@@ -163,40 +180,85 @@ struct Scan {
     const int32_t room = state.max_seq_len - appended.length;
     appended.added = text.tokens + static_cast<int64_t>(row) * text.width;
     appended.taken = count < room ? count : room;
-    team.each(
-        appended.taken, [&](int32_t i) { return appended.added[i]; },
-        [&](int32_t i, int32_t token) { slot.tokens[appended.length + i] = token; });
+    team.each(appended.taken,
+              [&](int32_t i) { slot.tokens[appended.length + i] = appended.added[i]; });
     return (count > room ? kFull : 0) | (conflict ? kConflict : 0) | (fits ? 0 : kOutOfRange);
   }
 
   // Brings every match up to date, and sees them all.
   template <class Team>
-  JAX_SA_FN void scan(const Team& team, const ScanSlot& slot, const Appended& appended,
+  JAX_SA_FN void scan(const Team& team, const ScanSlot& slot, Appended appended,
                       Longest& longest) const {
+    if (team.match_whole(slot, appended)) appended = {appended.text, nullptr, appended.end(), 0};
     const int32_t distances = appended.end() - 1;
-    if (appended.taken == 0 || team.match_whole(slot, appended)) {
-      return team.each(
-          distances, [&](int32_t i) { return slot.match[i]; },
-          [&](int32_t i, int32_t match) { longest.see(match, i + 1); });
+    team.tiles(distances, [&](const auto& tile) {
+      // Nearly all tiles compare the new tokens with the text before them alone.
+      const bool is_inside = tile.begin + 1 >= appended.taken && tile.end() <= distances &&
+                             tile.end() + appended.taken <= appended.end();
+      if (is_inside) {
+        update<true>(tile, slot, appended, longest);
+      } else {
+        update<false>(tile, slot, appended, longest);
+      }
+    });
+  }
+
+  // The same for the distances of a tile. Places before the text are not compared, nor is anything
+  // beyond the last distance; inside, there are no such places.
+  template <bool kInside, class Tile>
+  JAX_SA_FN static void update(const Tile& tile, const ScanSlot& slot, const Appended& appended,
+                               Longest& longest) {
+    const int32_t end = appended.end();
+    const int32_t taken = appended.taken;
+    int32_t before[Tile::kSize];
+    int32_t run[Tile::kSize];
+    JAX_SA_UNROLL
+    for (int32_t j = 0; j < Tile::kSize; ++j) {
+      before[j] = kInside || tile.at(j) < end - 1 ? slot.match[tile.at(j)] : 0;
+      run[j] = 0;
     }
-    struct Loaded {
-      int32_t earlier;
-      int32_t match;
-    };
-    const int32_t* const before_last = appended.text + appended.end() - 2;
-    const int32_t last = appended.at(appended.end() - 1);
-    team.each(
-        distances,
-        [&](int32_t i) {
-          return Loaded{
-              i + 1 < appended.taken ? appended.at(appended.end() - 2 - i) : before_last[-i],
-              slot.match[i]};
-        },
-        [&](int32_t i, Loaded loaded) {
-          const int32_t match = appended.match(i + 1, last, loaded.earlier, loaded.match);
-          if (match != loaded.match) slot.match[i] = match;
-          longest.see(match, i + 1);
-        });
+    bool goes_on = true;
+    for (int32_t i = 0; goes_on && i < taken && i < kSideBySide; ++i) {
+      const int32_t token = appended.at(end - 1 - i);
+      int32_t earlier[Tile::kSize];
+      JAX_SA_UNROLL
+      for (int32_t j = 0; j < Tile::kSize; ++j) {
+        const int32_t place = end - 2 - i - tile.at(j);
+        earlier[j] = kInside ? appended.text[place] : appended.at(place > 0 ? place : 0);
+      }
+      goes_on = false;
+      JAX_SA_UNROLL
+      for (int32_t j = 0; j < Tile::kSize; ++j) {
+        const bool matches = run[j] == i && earlier[j] == token;
+        run[j] += matches ? 1 : 0;
+        goes_on |= matches;
+      }
+    }
+    if (goes_on && taken > kSideBySide) match_far(tile, appended, run);
+    JAX_SA_UNROLL
+    for (int32_t j = 0; j < Tile::kSize; ++j) {
+      const int32_t distance = tile.at(j) + 1;
+      if (!kInside && distance >= end) continue;
+      const int32_t most = kInside || end - distance > taken ? taken : end - distance;
+      const int32_t match = run[j] < most ? run[j] : most < taken ? most : taken + before[j];
+      if (match != before[j]) slot.match[distance - 1] = match;
+      longest.see(match, distance);
+    }
+  }
+
+  // Goes on where all tokens that were compared side by side match.
+  template <class Tile>
+  JAX_SA_FN static void match_far(const Tile& tile, const Appended& appended,
+                                  int32_t (&run)[Tile::kSize]) {
+    uint32_t far = 0;
+    JAX_SA_UNROLL
+    for (int32_t j = 0; j < Tile::kSize; ++j) far |= uint32_t{run[j] == kSideBySide} << j;
+    for (; far != 0; far &= far - 1) {
+      const int32_t which = Appended::lowest_bit(far);
+      const int32_t matching = appended.matching(tile.at(which) + 1, kSideBySide, appended.taken);
+      JAX_SA_UNROLL
+      for (int32_t j = 0; j < Tile::kSize; ++j) run[j] = j == which ? matching : run[j];
+    }
   }
 };
 

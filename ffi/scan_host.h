@@ -24,30 +24,33 @@ struct HostTeam {
   // The largest value of all threads, to the leader.
   uint64_t largest(uint64_t value) const { return value; }
 
-  // use(i, load(i)) for all i in [0, count), to each thread in ascending order.
-  template <class Load, class Use>
-  void each(int32_t count, Load load, Use use) const {
-    for (int32_t i = 0; i < count; ++i) use(i, load(i));
+  // body(i) for all i in [0, count).
+  template <class Body>
+  void each(int32_t count, Body body) const {
+    for (int32_t i = 0; i < count; ++i) body(i);
   }
 
-  // Finds every match anew, in linear time; or leaves that to the caller and returns false. The
-  // matches are the Z-function of the reversed text (Gusfield 1997, section 1.3): where a distance
-  // lies within an earlier match, the match there is that of the distance's own place in it, as
-  // far as the earlier match reaches.
+  // A thread's share of the numbers in [begin, end()).
+  struct Tile {
+    static constexpr int32_t kSize = 8;
+    int32_t begin;
+
+    int32_t end() const { return begin + kSize; }
+    int32_t at(int32_t j) const { return begin + j; }
+  };
+
+  // body(tile) for tiles that have all i in [0, count), each i once, and some beyond in the last;
+  // to each thread in ascending order.
+  template <class Body>
+  void tiles(int32_t count, Body body) const {
+    for (int32_t begin = 0; begin < count; begin += Tile::kSize) body(Tile{begin});
+  }
+
+  // Finds every match anew where that is faster; or leaves that to the caller and returns false.
+  // Appended tokens are there by now.
   bool match_whole(const ScanSlot& slot, const Appended& appended) const {
     if (appended.taken <= kCompared) return false;
-    const int32_t end = appended.end();
-    const int32_t* const last = slot.tokens + end - 1;  // appended tokens are there by now
-    for (int32_t distance = 1, from = 0, reach = 0; distance < end; ++distance) {
-      int32_t match = 0;
-      if (distance < reach) match = std::min(reach - distance, slot.match[distance - from - 1]);
-      if (distance + match >= reach) {
-        while (distance + match < end && last[-match] == last[-match - distance]) ++match;
-        from = distance;
-        reach = distance + match;
-      }
-      slot.match[distance - 1] = match;
-    }
+    match_whole_text(slot, appended.end());
     return true;
   }
 };

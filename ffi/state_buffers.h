@@ -13,9 +13,9 @@
 namespace jax_sa {
 
 inline void point_to(State& state, void* const (&data)[kNumLeaves]) {
-#define JAX_SA_DATA(type, name, size) state.name = static_cast<type*>(data[leaf_##name]);
-  JAX_SA_LEAVES(JAX_SA_DATA)
-#undef JAX_SA_DATA
+  state.numbers = static_cast<int32_t*>(data[0]);
+  state.tokens = static_cast<int32_t*>(data[1]);
+  state.index = static_cast<int32_t*>(data[2]);
 }
 
 // The entries along all axes: those before the last, as vmap adds them, count entries too.
@@ -40,9 +40,10 @@ inline ffi::ErrorOr<State> state_from(ffi::RemainingArgs leaves, size_t first = 
   }
   State state;
   point_to(state, data);
-  state.num_slots = count(dims[leaf_length]);
-  state.max_seq_len = static_cast<int32_t>(dims[leaf_tokens].back());
-  state.num_entries = static_cast<int32_t>(dims[leaf_edges][dims[leaf_edges].size() - 2]);
+  state.num_slots = count(dims[0]) / kNumNumbers;
+  state.max_seq_len = static_cast<int32_t>(dims[1].back());
+  state.index_words = dims[2].back();
+  state.num_entries = num_entries_in(state.index_words, state.max_seq_len);
   return state;
 }
 

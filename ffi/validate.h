@@ -3,11 +3,11 @@
 //
 // Nodes are numbered in the order they are made, so all arrays must be equal but the edge table,
 // whose entries depend on the hash and on the order of adding: there, the edges must be the same,
-// each where a search finds it, and each in its source's list once.
+// each where a search finds it.
 //
-// Nothing of the slot is trusted on the way: an index is used only after its range was checked,
-// and a list is followed only to entries that it has not passed. The scratch slot has a seed of its
-// own, so that the slot's text cannot have been chosen to collide under it.
+// Nothing of the slot is trusted on the way: an index is used only after its range was checked. The
+// scratch slot has a seed of its own, so that the slot's text cannot have been chosen to collide
+// under it.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,6 @@ constexpr int32_t kInvalidLength = 1;
 constexpr int32_t kInvalidNodes = 2;
 constexpr int32_t kInvalidSuffixes = 4;
 constexpr int32_t kInvalidEdges = 8;
-constexpr int32_t kInvalidLists = 16;
 
 // Compares a slot with the one that was built of its text. Marks in the built one what it has
 // seen of either, so that nothing counts twice.
@@ -36,11 +35,11 @@ class Comparison {
   JAX_SA_FN int32_t invalid() const {
     const bool edges = edges_differ() || edges_are_lost();
     return (nodes_differ() ? kInvalidNodes : 0) | (suffixes_differ() ? kInvalidSuffixes : 0) |
-           (edges ? kInvalidEdges : 0) | (lists_differ() ? kInvalidLists : 0);
+           (edges ? kInvalidEdges : 0);
   }
 
  private:
-  static constexpr int32_t kSeen = -1;  // neither a target nor a next entry
+  static constexpr int32_t kSeen = -1;  // not a target
 
   JAX_SA_FN int32_t num_nodes() const { return 2 * slot_.max_seq_len; }
 
@@ -59,19 +58,22 @@ class Comparison {
   JAX_SA_FN bool suffixes_differ() const {
     return warp_.any(0, kWindow, [&](int32_t i) {
       return slot_.suffixes[i].node != built_.suffixes[i].node ||
-             slot_.suffixes[i].length != built_.suffixes[i].length;
+             slot_.suffixes[i].length != built_.suffixes[i].length ||
+             slot_.suffixes[i].first_end != built_.suffixes[i].first_end;
     });
   }
 
-  JAX_SA_FN bool is_taken(int32_t entry) const { return slot_.edges[entry].source != 0; }
+  JAX_SA_FN bool is_taken(int32_t entry) const { return slot_.edges[entry].first_end != 0; }
 
-  // Takes the same edge, of the same target, out of the built slot. Its text's length is given as
-  // 0, because implied edges must not be among the explicit ones.
+  // Takes the same edge, of the same target, out of the built slot. A search for it ends there or
+  // at a free entry. Its text's length is given as 0, because implied edges must not be among the
+  // explicit ones.
   JAX_SA_FN bool take(Edge edge) const {
-    if (edge.source < 1 || edge.source > num_nodes() || edge.target == kSeen) return false;
-    const Place place = built_.find(built_hash_, edge.source - 1, edge.token, 0);
-    return place.target != kNone &&
-           warp_.exchange(built_.edges[place.entry].target, kSeen) == edge.target;
+    if (edge.first_end < 1 || edge.target == kSeen) return false;
+    const Suffix from{kNone, edge.length, edge.first_end - 1};
+    Edge& found = built_.edges[built_.find(built_hash_, from, edge.token, 0).entry];
+    return found.first_end == edge.first_end && found.token == edge.token &&
+           found.length == edge.length && warp_.exchange(found.target, kSeen) == edge.target;
   }
 
   JAX_SA_FN bool edges_differ() const {
@@ -80,7 +82,7 @@ class Comparison {
     });
     warp_.sync();
     const bool missing = warp_.any(0, slot_.num_entries, [&](int32_t entry) {
-      return built_.edges[entry].source != 0 && built_.edges[entry].target != kSeen;
+      return built_.edges[entry].first_end != 0 && built_.edges[entry].target != kSeen;
     });
     return others || missing;
   }
@@ -104,34 +106,12 @@ class Comparison {
   }
 
   JAX_SA_FN int32_t home(int32_t entry) const {
-    return slot_.home(hash_, slot_.edges[entry].source - 1, slot_.edges[entry].token);
+    return slot_.home(hash_, slot_.edges[entry].first_end - 1, slot_.edges[entry].token);
   }
 
   // How far entry `b` is before entry `a`, round the table's end; or the entry that is `b` before.
   JAX_SA_FN int32_t entries_apart(int32_t a, int32_t b) const {
     return a >= b ? a - b : a - b + slot_.num_entries;
-  }
-
-  JAX_SA_FN bool lists_differ() const {
-    const bool unsound =
-        warp_.any(0, num_nodes(), [&](int32_t node) { return !list_is_sound(node); });
-    warp_.sync();
-    const bool unlisted = warp_.any(0, slot_.num_entries, [&](int32_t entry) {
-      return is_taken(entry) && built_.edges[entry].next != kSeen;
-    });
-    return unsound || unlisted;
-  }
-
-  // Whether a node's list ends, and holds edges of the node alone, none twice.
-  JAX_SA_FN bool list_is_sound(int32_t node) const {
-    for (int32_t next = slot_.heads[node]; next != 0;) {
-      if (next < 1 || next > slot_.num_entries) return false;
-      const Edge edge = slot_.edges[next - 1];
-      if (edge.source != node + 1) return false;
-      if (warp_.exchange(built_.edges[next - 1].next, kSeen) == kSeen) return false;
-      next = edge.next;
-    }
-    return true;
   }
 
   Warp warp_;
@@ -149,7 +129,7 @@ JAX_SA_FN void make_empty(const Warp& warp, const Slot& slot, int32_t seed) {
   warp.each(kWindow, [&](int32_t lane) {
 #define JAX_SA_CLEAR(type, name, size) \
   for (int64_t i = lane; i < (size); i += kWindow) slot.name[i] = type{};
-    JAX_SA_LEAVES(JAX_SA_CLEAR)
+    JAX_SA_ARRAYS(JAX_SA_CLEAR)
 #undef JAX_SA_CLEAR
   });
   warp.only(0, [&](int32_t) { *slot.seed = seed; });

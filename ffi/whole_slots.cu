@@ -18,6 +18,12 @@ __device__ void spread(int64_t count, Body body) {
   }
 }
 
+// Runs body(which) for each number of a slot, once in all of a slot's blocks.
+template <class Body>
+__device__ void each_number(Body body) {
+  if (blockIdx.y == 0 && threadIdx.x < kNumNumbers) body(threadIdx.x);
+}
+
 template <class Word>
 __device__ void fill_zero(char* to, int64_t bytes) {
   spread(bytes / sizeof(Word), [&](int64_t i) { reinterpret_cast<Word*>(to)[i] = Word{}; });
@@ -41,8 +47,8 @@ __device__ void copy_leaf(char* to, const char* from, int64_t bytes) {
 __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ Reset op) {
   const int32_t slot = op.slots[blockIdx.x];
   if (!op.leaves.is_slot(slot)) return;
-  for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
-    if (leaf == leaf_seed) continue;
+  each_number([&](int32_t which) { op.clear_number(slot, which); });
+  for (int32_t leaf = 0; leaf < Leaves::kLarge; ++leaf) {
     const int64_t bytes = op.leaves.slot_bytes[leaf];
     if (bytes % sizeof(int4) == 0) {
       fill_zero<int4>(op.leaves.slot(leaf, slot), bytes);
@@ -55,14 +61,13 @@ __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ Reset op
 __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ CopySlots op) {
   __shared__ CopySlots::Action action;
   const int32_t row = blockIdx.x;
-  if (threadIdx.x == 0) {
-    action = op.action(row);
-    if (blockIdx.y == 0 && (action.copies || action.status != 0)) op.write_status(row, action);
-  }
+  if (threadIdx.x == 0) action = op.action(row);
   __syncthreads();
+  if (action.copies || action.status != 0) {
+    each_number([&](int32_t which) { op.write_number(row, action, which); });
+  }
   if (!action.copies || op.sources[row] == op.destinations[row]) return;
-  for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
-    if (leaf == leaf_status) continue;
+  for (int32_t leaf = 0; leaf < Leaves::kLarge; ++leaf) {
     copy_leaf(op.leaves.slot(leaf, op.destinations[row]), op.leaves.slot(leaf, op.sources[row]),
               op.leaves.slot_bytes[leaf]);
   }
@@ -71,7 +76,8 @@ __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ CopySlot
 __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ Insert op) {
   const int32_t row = blockIdx.x;
   if (!op.copies(row)) return;
-  for (int32_t leaf = 0; leaf < kNumLeaves; ++leaf) {
+  each_number([&](int32_t which) { op.copy_number(row, which); });
+  for (int32_t leaf = 0; leaf < Leaves::kLarge; ++leaf) {
     copy_leaf(op.leaves.slot(leaf, op.slots[row]), op.source.slot(leaf, row),
               op.leaves.slot_bytes[leaf]);
   }

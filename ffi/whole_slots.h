@@ -8,30 +8,28 @@
 
 namespace jax_sa {
 
-// The arrays of all slots as bytes.
+// The numbers of all slots, and their texts and indexes as bytes.
 struct Leaves {
-  char* data[kNumLeaves];
-  int64_t slot_bytes[kNumLeaves];
+  static constexpr int32_t kLarge = 2;
+
+  int32_t* numbers;
+  char* data[kLarge];
+  int64_t slot_bytes[kLarge];
   int32_t num_slots;
 
-  JAX_SA_FN int32_t& status(int64_t i) const {
-    return reinterpret_cast<int32_t*>(data[leaf_status])[i];
+  JAX_SA_FN int32_t& number(int64_t i, int32_t which) const {
+    return numbers[i * kNumNumbers + which];
   }
   JAX_SA_FN char* slot(int32_t leaf, int64_t i) const { return data[leaf] + i * slot_bytes[leaf]; }
   JAX_SA_FN bool is_slot(int32_t i) const { return i >= 0 && i < num_slots; }
 };
 
 inline Leaves leaves_of(const State& state) {
-  Leaves leaves;
-  leaves.num_slots = state.num_slots;
-  const int64_t max_seq_len = state.max_seq_len;
-  const int64_t num_entries = state.num_entries;
-#define JAX_SA_BYTES(type, name, size)                            \
-  leaves.data[leaf_##name] = reinterpret_cast<char*>(state.name); \
-  leaves.slot_bytes[leaf_##name] = int64_t{sizeof(type)} * (size);
-  JAX_SA_LEAVES(JAX_SA_BYTES)
-#undef JAX_SA_BYTES
-  return leaves;
+  constexpr int64_t kWord = sizeof(int32_t);
+  return {state.numbers,
+          {reinterpret_cast<char*>(state.tokens), reinterpret_cast<char*>(state.index)},
+          {kWord * state.max_seq_len, kWord * state.index_words},
+          state.num_slots};
 }
 
 // Sets slots to zeros, all but their seed.
@@ -39,6 +37,10 @@ struct Reset {
   Leaves leaves;
   const int32_t* slots;  // [count]
   int32_t count;
+
+  JAX_SA_FN void clear_number(int32_t slot, int32_t which) const {
+    if (which != number_seed) leaves.number(slot, which) = 0;
+  }
 };
 
 // Copies every slot of another state; no two into the same one.
@@ -49,6 +51,9 @@ struct Insert {
   int32_t count;
 
   JAX_SA_FN bool copies(int32_t row) const { return leaves.is_slot(slots[row]); }
+  JAX_SA_FN void copy_number(int32_t row, int32_t which) const {
+    leaves.number(slots[row], which) = source.number(row, which);
+  }
 };
 
 struct CopySlots {
@@ -85,10 +90,11 @@ struct CopySlots {
             (in_range ? 0 : kOutOfRange) | (shared || unsteady ? kConflict : 0)};
   }
 
-  // The destination's status after the row; the other leaves are bytes to copy.
-  JAX_SA_FN void write_status(int32_t row, Action action) const {
-    const int32_t to = destinations[row];
-    leaves.status(to) = leaves.status(action.copies ? sources[row] : to) | action.status;
+  // One of the destination's numbers after the row.
+  JAX_SA_FN void write_number(int32_t row, Action action, int32_t which) const {
+    int32_t& to = leaves.number(destinations[row], which);
+    if (action.copies) to = leaves.number(sources[row], which);
+    if (which == number_status && action.status != 0) to |= action.status;
   }
 };
 

@@ -27,6 +27,7 @@ from jax_sa.automaton import copy_slots as copy_slots
 from jax_sa.automaton import extend as extend
 from jax_sa.automaton import extend_lookup as extend_lookup
 from jax_sa.automaton import lookup as lookup
+from jax_sa.automaton import lookup_after as lookup_after
 from jax_sa.automaton import read_tokens as read_tokens
 from jax_sa.automaton import reset as reset
 from jax_sa.automaton import validate as validate
@@ -45,6 +46,8 @@ from jax_sa.draft_tree import extend_lookup_tree as extend_lookup_tree
 from jax_sa.draft_tree import lookup_tree as lookup_tree
 from jax_sa.draft_tree import tree_mask as tree_mask
 from jax_sa.host_build import build_on_host as build_on_host
+from jax_sa.inspection import Automaton as Automaton
+from jax_sa.inspection import inspect_slot as inspect_slot
 from jax_sa.manager import SAConfig as SAConfig
 from jax_sa.manager import SuffixAutomatonManager as SuffixAutomatonManager
 from jax_sa.model_check import Clause as Clause
@@ -81,6 +84,7 @@ from jax_sa.tree_block import TreeBlock as TreeBlock
 from jax_sa.verify import Accepted as Accepted
 from jax_sa.verify import accept_greedy as accept_greedy
 from jax_sa.verify import accept_sampled as accept_sampled
+from jax_sa.verify import join_drafts as join_drafts
 from jax_sa.verify import merge_drafts as merge_drafts
 from jax_sa.verify_tree import accept_tree_greedy as accept_tree_greedy
 from jax_sa.verify_tree import accept_tree_sampled as accept_tree_sampled

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 BRANCHES_COPY = jax.__version_info__ < (0, 11, 2)
-"""Whether XLA copies what a branch updates, as seen in 0.10.2 and no longer in 0.11.2."""
+"""Whether XLA copies what a branch updates, as seen up to 0.10.2 and no longer in 0.11.2."""
 
 Branch = Callable[[Any], tuple[Any, Any]]
 """`branch(operand) -> (result, operand)`, with the operand updated in place."""

@@ -2,13 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
-def follow_rows(results: Any = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+
+def follow_rows(results: Any = True) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Makes a function on arrays [B, ...] run where the mesh axes of its arguments are Explicit.
 
     Inside they are Auto, and what it returns is sharded over its rows as its arguments are.
@@ -17,9 +20,9 @@ def follow_rows(results: Any = True) -> Callable[[Callable[..., Any]], Callable[
       results: a prefix of the result's structure: True where arrays have rows, False elsewhere.
     """
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             rows = _sharding_of_rows((args, kwargs))
             if rows is None:
                 return function(*args, **kwargs)

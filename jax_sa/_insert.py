@@ -7,11 +7,11 @@ import jax
 from jax_sa.automaton import insert as insert_built
 from jax_sa.pool import Pool
 from jax_sa.pool_insert import insert_texts
-from jax_sa.state import AnyState
+from jax_sa.state import AnyState, StateT
 
 
 @overload
-def insert(state: AnyState, built: AnyState, slot: jax.Array | int) -> AnyState: ...
+def insert(state: StateT, built: StateT, slot: jax.Array | int) -> StateT: ...
 @overload
 def insert(
     pool: Pool, tokens: jax.Array, lengths: jax.Array, *, groups: jax.Array | None = None

@@ -36,7 +36,7 @@ class DraftOptions:
     periodic: bool = True
     """Where the continuation reaches the end of the text, go on with its beginning."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_lookup(**self.lookup_options())
         normalise(
             self,

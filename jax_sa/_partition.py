@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jax_sa._checks import INT32_MAX
 from jax_sa._target import ROW_AXIS, Role, Target, axis_shapes, run_here
@@ -57,6 +57,11 @@ def table_split(target: Target, shardings: Sequence[Any]) -> list[MeshAxes]:
 
 def run(target: Target, *operands: jax.Array) -> list[jax.Array]:
     """Calls the target on operands that may be sharded."""
+    mesh = jax.typeof(operands[0]).sharding.mesh
+    left = [mesh.shape[axis] for axis in mesh.axis_names if axis not in mesh.manual_axes]
+    if mesh.manual_axes and math.prod(left) == 1:
+        # Inside a shard_map that leaves nothing to split, where JAX's partitioning would fail.
+        return run_here(target, *operands)
     return _run(target, *operands)
 
 
@@ -76,7 +81,9 @@ def _partition(
     shapes = axis_shapes(target, operands)
 
     def run_part(*parts: jax.Array) -> list[jax.Array]:
-        return _run_part(target, split, shapes.get(target.table, ()), *parts)
+        # Or a mesh around the program, whose axes are Explicit, would shard the parts once more.
+        with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+            return _run_part(target, split, shapes.get(target.table, ()), *parts)
 
     return (
         mesh,
@@ -130,24 +137,28 @@ def _rule(
             names[: role.vmapped + 1] = [f"{axis}_{i}" for i in range(role.vmapped + 1)]
         return tuple(names)
 
+    operand_factors = tuple(
+        factors(f"operand{number}", role, value)
+        for number, (role, value) in enumerate(zip(roles, operands, strict=True))
+    )
+    result_factors = tuple(
+        factors(
+            f"operand{updated[number]}" if number in updated else f"result{number}", role, value
+        )
+        for number, (role, value) in enumerate(zip(target.result_roles, results, strict=True))
+    )
     whole = {
         f"{role.axis}_{i}"
         for role in (*roles, *target.result_roles)
         if role.axis is not None and not _is_split(target, role)
         for i in range(role.vmapped + 1)
     }
+    # Shardy wants them in the order in which they appear.
+    in_order = dict.fromkeys(name for names in operand_factors + result_factors for name in names)
     return SdyShardingRule(
-        tuple(
-            factors(f"operand{number}", role, value)
-            for number, (role, value) in enumerate(zip(roles, operands, strict=True))
-        ),
-        tuple(
-            factors(
-                f"operand{updated[number]}" if number in updated else f"result{number}", role, value
-            )
-            for number, (role, value) in enumerate(zip(target.result_roles, results, strict=True))
-        ),
-        need_replication_factors=tuple(sorted(whole)),
+        operand_factors,
+        result_factors,
+        need_replication_factors=tuple(name for name in in_order if name in whole),
     )
 
 

@@ -22,7 +22,7 @@ LONG_ROW = 256
 _OPS = ("extend", "extend_lookup", "extend_lookup_tree")
 """Ops whose operands are tokens, lengths and slots first, and the leaves of a state last."""
 
-_FIELDS = [field.name for field in dataclasses.fields(State)]
+_LEAVES = len(dataclasses.fields(State))
 _ELEMENTS_PER_TOKEN = 350
 _MAX_ELEMENTS = 2**22
 
@@ -41,7 +41,7 @@ def run(op: str, operands: Sequence[jax.Array]) -> list[jax.Array]:
     """
     if op not in _OPS or 0 in operands[0].shape or operands[0].shape[1] < LONG_ROW:
         return list(operands)
-    first = len(operands) - len(_FIELDS)
+    first = len(operands) - _LEAVES
     tokens, lengths, slots, *others = operands[:first]
     left, *leaves = _prefill.bind(tokens, lengths, slots, *operands[first:])
     return [tokens, left, slots, *others, *leaves]
@@ -51,7 +51,7 @@ def _build(
     tokens: jax.Array, lengths: jax.Array, slots: jax.Array, *leaves: jax.Array
 ) -> tuple[jax.Array, ...]:
     """Calls the handler."""
-    max_seq_len = leaves[_FIELDS.index("tokens")].shape[-1]
+    max_seq_len = State(*leaves).max_seq_len
     workspace = [
         _replicated(tokens, shape) for shape in workspace_shapes(*tokens.shape, max_seq_len)
     ]

@@ -21,4 +21,5 @@ def vary(tree: Any, axes: frozenset[str]) -> Any:
 
 
 def _axes(leaf: Any) -> frozenset[str]:
-    return jax.typeof(leaf).manual_axis_type.varying
+    type_ = jax.typeof(leaf)
+    return type_.manual_axis_type.varying if hasattr(type_, "manual_axis_type") else type_.vma

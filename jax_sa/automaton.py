@@ -35,7 +35,7 @@ from jax_sa.draft import DRAFT_FILL as DRAFT_FILL
 from jax_sa.draft import Source as Source
 from jax_sa.pool import Pool, check_pool
 from jax_sa.scan_state import ScanState
-from jax_sa.state import AnyState, check_state
+from jax_sa.state import AnyState, State, StateT, check_state
 
 MAX_DRAFT = 2**16
 """The largest `max_draft`."""
@@ -70,13 +70,13 @@ class Draft:
 
 
 def extend(
-    state: AnyState, tokens: jax.Array, lengths: jax.Array, *, slots: jax.Array | None = None
-) -> AnyState:
+    state: StateT, tokens: jax.Array, lengths: jax.Array, *, slots: jax.Array | None = None
+) -> StateT:
     """Appends `tokens[b, :lengths[b]]` to the text of row b's slot.
 
     On CUDA, where T is 256 or more, the automata of long rows are built in parallel if that is
     faster, in up to 0.5 GB of temporary memory (docs/automaton.md). They are the same, up to the
-    places of edges in their table and lists.
+    places of edges in their table.
 
     Args:
       state: of S slots.
@@ -163,8 +163,8 @@ def lookup(
     return Draft(*results)
 
 
-def extend_lookup(
-    state: AnyState,
+def lookup_after(
+    state: State,
     tokens: jax.Array,
     lengths: jax.Array,
     *,
@@ -178,7 +178,68 @@ def extend_lookup(
     periodic: bool = True,
     pool: Pool | None = None,
     groups: jax.Array | None = None,
-) -> tuple[AnyState, Draft]:
+) -> Draft:
+    """Drafts what would follow if `tokens[b, :lengths[b]]` came next in each text.
+
+    So the tokens of another drafter can be followed on (`jax_sa.join_drafts`): the state is only
+    read, and rows may share a slot.
+
+    The match is the longest suffix of the text with the tokens behind it that occurs in the text
+    itself. Of the text's own repeated suffixes, its `WINDOW` longest ones are followed on; where
+    none of them leads anywhere, the tokens alone are looked for. The draft, which begins after the
+    tokens, goes on into them where the text ends, and then with its own beginning.
+
+    Args:
+      state: of S slots.
+      tokens: int32[B, T]; every int32 is a legal token.
+      lengths: int32[B] in 0..T; 0 makes this a `lookup`. A row of another length drafts nothing.
+      max_draft: K, and all that follows as in `lookup`.
+      slots: int32[B]; None: all slots, B is S.
+      limits: int32[B]; None: no limit.
+      min_match: shorter matches draft nothing.
+      max_match: None: no limit.
+      occurrence: "first" or "recent".
+      draft_factor: None: no limit.
+      periodic: whether a draft goes on with its beginning.
+      pool: None: the text alone.
+      groups: int32[B]; None: group 0 for all rows.
+
+    Raises:
+      ValueError, TypeError: at trace time, naming the argument; for a `ScanState` too.
+    """
+    check_state(state)
+    max_draft, attributes = check_lookup(
+        max_draft, min_match, max_match, occurrence, draft_factor, periodic
+    )
+    rows = _check_text(state, tokens, lengths, slots)
+    _check_limits(rows, limits)
+    operands = [
+        Argument("tokens", ROWS, tokens),
+        Argument("lengths", ROWS, lengths),
+        Argument("slots", SLOT_IDS, slots),
+        Argument("limits", ROWS, limits),
+        *_check_seen(rows, pool, groups),
+    ]
+    results, _ = _call("lookup_after", operands, state, _draft_results(max_draft), attributes)
+    return Draft(*results)
+
+
+def extend_lookup(
+    state: StateT,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    *,
+    max_draft: int,
+    slots: jax.Array | None = None,
+    limits: jax.Array | None = None,
+    min_match: int = 1,
+    max_match: int | None = None,
+    occurrence: str = "recent",
+    draft_factor: float | None = None,
+    periodic: bool = True,
+    pool: Pool | None = None,
+    groups: jax.Array | None = None,
+) -> tuple[StateT, Draft]:
     """`extend`, then `lookup` of the same rows, in one kernel launch, or two for long rows.
 
     Arguments, results and errors are theirs, but for one thing: of rows that name one slot, only
@@ -202,7 +263,7 @@ def extend_lookup(
     return state, Draft(*results)
 
 
-def reset(state: AnyState, slots: jax.Array) -> AnyState:
+def reset(state: StateT, slots: jax.Array) -> StateT:
     """Empties slots, their status included: every array of an empty slot is zeros but its seed.
 
     Args:
@@ -218,7 +279,7 @@ def reset(state: AnyState, slots: jax.Array) -> AnyState:
     return state
 
 
-def copy_slots(state: AnyState, src: jax.Array, dst: jax.Array) -> AnyState:
+def copy_slots(state: StateT, src: jax.Array, dst: jax.Array) -> StateT:
     """Makes slot `dst[b]` a copy of slot `src[b]`, seed included, as when a request is forked.
 
     Args:
@@ -240,7 +301,7 @@ def copy_slots(state: AnyState, src: jax.Array, dst: jax.Array) -> AnyState:
     return state
 
 
-def insert(state: AnyState, built: AnyState, slot: jax.Array | int) -> AnyState:
+def insert(state: StateT, built: StateT, slot: jax.Array | int) -> StateT:
     """Makes one slot a copy of the only slot of another state, seed and status included.
 
     Args:
@@ -406,12 +467,12 @@ def _draft_results(max_draft: int) -> list[Result]:
 def _call(
     op: str,
     operands: Sequence[Argument],
-    state: AnyState,
+    state: StateT,
     results: Sequence[Result] = (),
     attributes: dict[str, Any] | None = None,
     *,
     updates: bool = False,
-) -> tuple[list[jax.Array], AnyState]:
+) -> tuple[list[jax.Array], StateT]:
     """The results of an op of the state's index, and the state as it left it."""
     run = scan.call if isinstance(state, ScanState) else call_on_state
     return run(op, operands, state, results, attributes or {}, updates=updates)

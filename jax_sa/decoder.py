@@ -17,14 +17,20 @@ import jax.numpy as jnp
 
 from jax_sa import budget, tree_budget
 from jax_sa._branches import run_branch
-from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_int
+from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_bool, check_int
 from jax_sa._explicit import follow_rows
 from jax_sa._options import DraftOptions, normalise
 from jax_sa._same_code import warn_if_written_anew
 from jax_sa._shard_map import vary, varying_axes
-from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup, reset
+from jax_sa.automaton import DRAFT_FILL, Draft, extend, extend_lookup, lookup_after, reset
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
-from jax_sa.draft_tree import MAX_NODES, NO_TOKEN, DraftTree, extend_lookup_tree
+from jax_sa.draft_tree import (
+    MAX_NODES,
+    NO_TOKEN,
+    DraftTree,
+    extend_lookup_tree,
+    lookup_tree,
+)
 from jax_sa.model_check import check_on_copies
 from jax_sa.model_contract import (
     check_cache,
@@ -38,7 +44,7 @@ from jax_sa.pool import Pool, check_pool
 from jax_sa.prompts import as_int32, read_prompts, to_lists
 from jax_sa.row_room import from_last_token, move_back, tokens_again
 from jax_sa.sampling import Sampling, check_sampling
-from jax_sa.state import AnyState, check_state
+from jax_sa.state import AnyState, State, check_state
 from jax_sa.tree_block import tree_block
 from jax_sa.verify import (
     Accepted,
@@ -46,6 +52,7 @@ from jax_sa.verify import (
     accept_sampled,
     check_targets,
     cut_at_stop,
+    join_drafts,
     last_token,
     merge_drafts,
 )
@@ -196,6 +203,10 @@ class Decoder(DraftOptions):
     threshold: int = 4
     """The match length, plus the common prefix of both drafts, from which the automaton's draft is
     used instead of the neural one: the rule of `jax_sa.merge_drafts`."""
+    follow_neural: bool = False
+    """Whether neural drafts go on with what the automata say follows them
+    (`jax_sa.lookup_after`), up to `max_draft` tokens in all. Without automata, nothing does; a
+    `ScanState` cannot."""
     tree_nodes: int | None = None
     """N, the nodes of a tree of drafts at most; None: drafts are chains. Without automata, they
     always are."""
@@ -210,7 +221,7 @@ class Decoder(DraftOptions):
     """The numbers of drafted tokens of a row, besides none, for which a step is compiled. Few of
     them compile sooner, and fit the drafts less well. None: powers of two, M, and K or N."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(self.model):
             raise TypeError(f"model: expected a function, got {type(self.model).__name__}")
@@ -229,6 +240,7 @@ class Decoder(DraftOptions):
             drafter=None if self.drafter is None else _check_drafter(self.drafter),
             stop_tokens=tuple(check_int("stop_tokens", t, INT32_MIN) for t in self.stop_tokens),
             threshold=check_int("threshold", self.threshold, 1),
+            follow_neural=check_bool("follow_neural", self.follow_neural),
             tree_nodes=None
             if self.tree_nodes is None
             else check_int("tree_nodes", self.tree_nodes, 1, MAX_NODES),
@@ -737,26 +749,61 @@ class Decoder(DraftOptions):
         are the pool and the rows' groups.
         """
         options = {**seen, **self.lookup_options()}
+        if neural is not None:
+            (rows,) = left.shape
+            check_array("drafter's tokens", neural, jnp.int32, (rows, self.drafter.max_draft))
         if state is None:
             none = jnp.zeros_like(left)
             draft = Draft(jnp.broadcast_to(none[:, None], (left.size, 0)), none, none, none, none)
-        elif self.tree_nodes is None:
-            state, draft = extend_lookup(state, tokens, lengths, **options)
+        elif self.tree_nodes is not None:
+            return self._draft_trees(state, tokens, lengths, neural, left, options)
         else:
-            options |= {"max_nodes": self.tree_nodes, "limits": left - 1}
-            options |= {"neural": neural, "threshold": self.threshold}
-            return extend_lookup_tree(state, tokens, lengths, **options)
+            state, draft = extend_lookup(state, tokens, lengths, **options)
+            neural = self._follow(state, neural, options)
         return state, self._merge(draft, neural, use_neural, left)
+
+    def _draft_trees(
+        self,
+        state: State,
+        tokens: jax.Array,
+        lengths: jax.Array,
+        neural: jax.Array | None,
+        left: jax.Array,
+        options: dict[str, Any],
+    ) -> tuple[State, DraftTree]:
+        """The same for trees. A draft that stops short is filled with `NO_TOKEN`."""
+        of_tree = {"max_nodes": self.tree_nodes, "limits": left - 1, "threshold": self.threshold}
+        if not self._follows(neural):
+            return extend_lookup_tree(state, tokens, lengths, neural=neural, **of_tree, **options)
+        state = extend(state, tokens, lengths)
+        draft = self._follow(state, neural, options)
+        neural = _tokens_or(draft, NO_TOKEN)
+        return state, lookup_tree(state, neural=neural, **of_tree, **options)
+
+    def _follows(self, neural: jax.Array | None) -> bool:
+        return self.follow_neural and neural is not None and self.max_draft > neural.shape[1]
+
+    def _follow(
+        self, state: AnyState, neural: jax.Array | None, options: dict[str, Any]
+    ) -> Draft | jax.Array | None:
+        """Neural drafts, and behind them what the automata say follows, if it is asked for.
+
+        Where the drafter did not run, its draft is `NO_TOKEN`s, and nothing follows them.
+        """
+        if not self._follows(neural):
+            return neural
+        width = neural.shape[1]
+        lengths = jnp.where(neural[:, 0] == NO_TOKEN, -1, width)
+        options = {**options, "max_draft": self.max_draft - width}
+        return join_drafts(neural, lookup_after(state, neural, lengths, **options))
 
     @follow_rows()
     def _merge(
-        self, automaton: Draft, neural: jax.Array | None, use_neural: Any, left: jax.Array
+        self, automaton: Draft, neural: Draft | jax.Array | None, use_neural: Any, left: jax.Array
     ) -> Draft:
         """The chains there are as one."""
-        (rows,) = left.shape
         if neural is None:
             return budget.cut_draft(automaton, left - 1)
-        check_array("drafter's tokens", neural, jnp.int32, (rows, self.drafter.max_draft))
         both = merge_drafts(automaton, neural, self.threshold)
         padding = ((0, 0), (0, both.tokens.shape[1] - automaton.tokens.shape[1]))
         padded = jnp.pad(automaton.tokens, padding, constant_values=DRAFT_FILL)
@@ -875,6 +922,13 @@ def _chain(draft: Draft | DraftTree, width: int) -> Draft:
     length = jnp.minimum(draft.length, width)
     none = jnp.zeros_like(length)
     return Draft(tokens, length, none, none, none)
+
+
+@follow_rows()
+def _tokens_or(draft: Draft, fill: int) -> jax.Array:
+    """int32[B, K] the tokens of a draft, and beyond its length the fill."""
+    position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+    return jnp.where(position < draft.length[:, None], draft.tokens, fill)
 
 
 @follow_rows()

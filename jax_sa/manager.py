@@ -14,12 +14,12 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jax_sa._checks import INT32_MIN, check_array, check_bool, check_choice, check_int
 from jax_sa._options import DraftOptions, normalise
-from jax_sa.automaton import Draft, extend_lookup, insert, lookup
+from jax_sa.automaton import Draft, extend_lookup, insert, lookup, read_tokens
 from jax_sa.budget import cut_draft
 from jax_sa.host_build import build_on_host, check_tokens
 from jax_sa.pool import Pool, check_pool
-from jax_sa.pool_insert import insert_slots
-from jax_sa.state import INDEXES, AnyState, get_state_size, index_of, init
+from jax_sa.pool_insert import insert_slots, insert_texts
+from jax_sa.state import INDEXES, AnyState, Status, get_state_size, index_of, init
 from jax_sa.verify import merge_drafts
 
 
@@ -52,7 +52,7 @@ class SAConfig(DraftOptions):
     """The state's, as in `jax_sa.init`: replicated over the mesh of an engine whose parameters are
     split, or split over its slots. None: on the default device."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         get_state_size(self.max_seq_len)  # which checks it
         check_choice("index", self.index, INDEXES)
@@ -102,6 +102,10 @@ class SuffixAutomatonManager:
     it is removed: see docs/pool.md for what that tells one request about another.
     """
 
+    config: SAConfig
+    """The slots, and the options of their drafts."""
+    max_num_requests: int
+    """B, the rows of a batch."""
     state: AnyState
     """The texts of all slots and their index, updated in place."""
     pool: Pool | None
@@ -124,7 +128,7 @@ class SuffixAutomatonManager:
         if not isinstance(config, SAConfig):
             raise TypeError(f"config: expected a jax_sa.SAConfig, got {type(config).__name__}")
         self.config = config
-        self.max_num_requests = check_int("max_num_requests", max_num_requests, 1)
+        self.max_num_requests: int = check_int("max_num_requests", max_num_requests, 1)
         self.lock = threading.RLock()
         state = init(
             config.max_slots,
@@ -322,7 +326,9 @@ class SuffixAutomatonManager:
                 batch = self._make_batch([-1 if other == slot else other for other in batch.slots])
             if self.pool is not None and insert:
                 numbers = np.int32([slot, start, self._group_of_slot[slot]])
-                self.pool = _insert_slot(self.pool, self.state, *numbers)
+                is_whole = self.state.length.sharding.is_fully_replicated
+                put_in = _insert_slot if is_whole else _insert_sent
+                self.pool = put_in(self.pool, self.state, *numbers)
             del self._slot_of[request_id], self._group_of_slot[slot]
             self._batch = batch
             self._free_slots.append(slot)
@@ -370,6 +376,23 @@ def _insert_slot(
     length = state.length[slot]
     start = jnp.minimum(start, length)[None]
     return insert_slots(pool, state, slot[None], starts=start, groups=group[None])
+
+
+@functools.partial(jax.jit, donate_argnames="pool")
+def _insert_sent(
+    pool: Pool, state: AnyState, slot: jax.Array, start: jax.Array, group: jax.Array
+) -> Pool:
+    """The same where slots are split over devices: one has the text, and sends it to all."""
+    is_slot = jnp.arange(state.num_slots, dtype=jnp.int32) == slot
+    length, status = (
+        jnp.sum(jnp.where(is_slot, leaf, 0), dtype=jnp.int32)
+        for leaf in (state.length, state.status)
+    )
+    start = jnp.minimum(start, length)
+    tokens = read_tokens(state, start[None], length=state.max_seq_len, slots=slot[None])
+    has_gap = (status & int(Status.OUT_OF_RANGE)) != 0
+    taken = jnp.where(has_gap, -1, length - start)
+    return insert_texts(pool, tokens, taken[None], groups=group[None])
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -143,7 +143,7 @@ class PackedDecoder(DraftOptions):
     """The part of a text that ends which goes into the pool, where there is one: "text", all of it,
     "response", all but the prompt, or "nothing". Released requests do not end."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(self.model):
             raise TypeError(f"model: expected a function, got {type(self.model).__name__}")

@@ -23,10 +23,10 @@ SEPARATOR = -(2**31)
 """The token that ends each text in a pool. No match runs across it and no draft holds it, so a
 text that holds it counts as several."""
 
-MIN_CAPACITY, MAX_CAPACITY = 4, 2**28
+MAX_CAPACITY = 2**28
 
-_ENTRIES = 2
-"""Tokens of the ring for each entry of one n-gram length."""
+_BRANCHES, _TOKENS = 2, 4
+"""The entries of an n-gram, and the tokens of the ring for which one length has that many."""
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +34,8 @@ _ENTRIES = 2
 class Pool:
     """The last tokens of all texts that were inserted, and an index of their n-grams.
 
-    G: groups; C: capacity, the tokens that a group holds; L: lengths of n-grams, 6.
+    G: groups; C: capacity, the tokens that a group holds; L: lengths of n-grams, 6; E: entries of
+    one length, C / 2 rounded up to an even number.
 
     A row that drafts sees one group, and nothing of the others. In a group the texts lie in a ring,
     one after the other, each followed by `SEPARATOR`: what was inserted first is overwritten first,
@@ -58,7 +59,7 @@ class Pool:
     status: jax.Array
     """[G] bits of `Status`: OUT_OF_RANGE where a text was out of range, and so not inserted."""
     table: jax.Array
-    """[G, L, C / 2] for each of `NGRAM_LENGTHS`, by hash: the position of the token after the last
+    """[G, L, E] for each of `NGRAM_LENGTHS`, by hash: the position of the token after the last
     occurrence of an n-gram; 0 for none."""
 
     @property
@@ -78,15 +79,16 @@ def pool_shapes(capacity: int) -> dict[str, tuple[int, ...]]:
         "ring": (capacity,),
         "head": (),
         "status": (),
-        "table": (len(NGRAM_LENGTHS), capacity // _ENTRIES),
+        "table": (len(NGRAM_LENGTHS), _BRANCHES * -(-capacity // _TOKENS)),
     }
 
 
 def get_pool_size(capacity: int) -> int:
-    """The bytes of one group: 16 for each token of `capacity`, and 8.
+    """The bytes of one group: 16 for each token of `capacity`, up to 36 more for an index of whole
+    entries where that is no multiple of 4, and 8.
 
     Raises:
-      ValueError: `capacity` is no multiple of 4 in [4, 2**28].
+      ValueError: `capacity` is not in [1, 2**28].
       TypeError: it is not an int.
     """
     shapes = pool_shapes(_check_capacity(capacity))
@@ -97,12 +99,12 @@ def init_pool(capacity: int, *, num_groups: int = 1) -> Pool:
     """An empty pool.
 
     Args:
-      capacity: C, the tokens that each group holds, and one separator for each text; a multiple of
-        4. A million is a good size: see docs/pool.md.
+      capacity: C, the tokens that each group holds, of which one is a separator for each text. A
+        million is a good size: see docs/pool.md.
       num_groups: G, such as one for each tenant, whose requests must not see the others' texts.
 
     Raises:
-      ValueError: `capacity` is no multiple of 4 in [4, 2**28], or `num_groups` is below 1.
+      ValueError: `capacity` is not in [1, 2**28], or `num_groups` is below 1.
       TypeError: one of them is not an int.
     """
     capacity = _check_capacity(capacity)
@@ -128,7 +130,4 @@ def check_pool(pool: Any) -> None:
 
 
 def _check_capacity(capacity: Any, name: str = "capacity") -> int:
-    number = check_int(name, capacity, MIN_CAPACITY, MAX_CAPACITY)
-    if number % MIN_CAPACITY:
-        raise ValueError(f"{name}: expected a multiple of {MIN_CAPACITY}, got {number}")
-    return number
+    return check_int(name, capacity, 1, MAX_CAPACITY)

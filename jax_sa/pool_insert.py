@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jax_sa._call import Argument, call, leaves_of
 from jax_sa._checks import check_array
+from jax_sa._shard_map import varying_axes
 from jax_sa._target import GROUP_IDS, GROUPS, ROWS, SLOT_IDS, SLOTS, Result
 from jax_sa.pool import Pool, check_pool
 from jax_sa.state import AnyState, check_state
@@ -114,8 +115,7 @@ def _check_varies(pool: Pool, arguments: list[Any]) -> None:
 
     Each shard would go on with a pool of its own, while JAX believed them to be one.
     """
-    axes = {axis for x in arguments for axis in jax.typeof(x).manual_axis_type.varying}
-    missing = axes - jax.typeof(pool.ring).manual_axis_type.varying
+    missing = varying_axes(arguments) - varying_axes(pool.ring)
     if missing:
         raise ValueError(
             f"pool: expected one that varies over the mesh axes {sorted(missing)}, as the texts "

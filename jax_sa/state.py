@@ -3,11 +3,12 @@
 import dataclasses
 import enum
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
 from jax_sa._checks import INT32_MAX, check_array, check_choice, check_int
@@ -54,9 +55,7 @@ class Invalid(enum.IntFlag):
     EDGES = 8
     """`edges` lacks an edge, has one too many or twice, one with another target, or one where no
     search finds it."""
-    LISTS = 16
-    """The lists in `heads` and `edges` do not hold each edge once, at its own node."""
-    MATCH = 32
+    MATCH = 16
     """`match` of a `ScanState` is not what comparing the text with itself gives."""
 
 
@@ -65,76 +64,163 @@ class Invalid(enum.IntFlag):
 class State:
     """The online suffix automata (Blumer et al. 1985) of `S` texts of at most `N` tokens each.
 
-    S: slots; N: `max_seq_len`; W: `WINDOW`; E: entries of the edge table, 5/2 N + 2.
+    S: slots; N: `max_seq_len`; W: `WINDOW`; E: entries of the edge table, 5/2 N + 16.
 
     Every array is int32, and every reference is an index within its slot: a state can be copied,
     sharded over its slots, saved and loaded on another platform. Every array of an empty slot is
     zeros but its seed. Ops take the state and return it updated in place where it is donated.
+
+    A call from Python takes about a microsecond for each array that it is given and donated, so
+    they are three: the small ones are columns of `numbers`, and those that no program needs to
+    read are behind each other in `index`. The properties below take them out, as copies.
 
     Nodes of a slot: 0 is the root; 1..N are prefix nodes (node i is the text's first i tokens, so
     i is also its length and its first end position); N+1.. are clones in the order they were made.
     An end position counts the tokens up to the end of an occurrence.
 
     Edges: the edge `tokens[i]` from prefix node i to i + 1 is implied by the text. All others are
-    explicit, at most 2 N of them.
+    explicit, at most 2 N of them, and stored by the first end position of their source. Nodes of
+    one first end share an edge that leads to the same node: it is stored once, with the length of
+    the longest of them, and holds down to the next shorter one that is stored.
     """
 
-    length: jax.Array
-    """[S] tokens in the text."""
-    status: jax.Array
-    """[S] bits of `Status`."""
-    num_clones: jax.Array
-    """[S] clones made."""
-    seed: jax.Array
-    """[S] the seed of the edge table's hash, the slot's own: it stays when the slot is reset."""
-    suffixes: jax.Array
-    """[S, W, 2] the longest repeated suffixes of the text, longest first: (node, length). The
-    root ends the list."""
+    numbers: jax.Array
+    """[S, 4] `length`, `status`, `num_clones` and `seed`."""
     tokens: jax.Array
     """[S, N] the text."""
-    nodes: jax.Array
-    """[S, 2N, 2] by node: (suffix link, its most recent end position before the text's own end, 0
-    if that is its first)."""
-    clones: jax.Array
-    """[S, N, 2] by node - N - 1: (length, first end position)."""
-    heads: jax.Array
-    """[S, 2N] by node: entry + 1 of the first explicit edge in its list."""
-    edges: jax.Array
-    """[S, E, 4] by hash of (seed, node, token), linear probing: (node + 1 or 0 if free, token,
-    2 * target + (1 if solid), entry + 1 of the next edge of that node)."""
+    index: jax.Array
+    """[S, M] `edges`, `suffixes`, `nodes` and `clones`, flat, one behind the other, and
+    zeros up to a multiple of 4."""
 
     @property
     def num_slots(self) -> int:
         """S, the number of slots."""
-        return self.length.shape[0]
+        return self.tokens.shape[0]
 
     @property
     def max_seq_len(self) -> int:
         """N, the tokens that a slot has room for."""
-        return self.tokens.shape[1]
+        return self.tokens.shape[-1]
+
+    @property
+    def length(self) -> jax.Array:
+        """[S] tokens in the text."""
+        return self.numbers[..., NUMBERS.index("length")]
+
+    @property
+    def status(self) -> jax.Array:
+        """[S] bits of `Status`."""
+        return self.numbers[..., NUMBERS.index("status")]
+
+    @property
+    def num_clones(self) -> jax.Array:
+        """[S] clones made."""
+        return self.numbers[..., NUMBERS.index("num_clones")]
+
+    @property
+    def seed(self) -> jax.Array:
+        """[S] the seed of the edge table's hash, the slot's own: it stays when a slot is reset."""
+        return self.numbers[..., NUMBERS.index("seed")]
+
+    @property
+    def edges(self) -> jax.Array:
+        """[S, E, 4] by hash of (seed, first end, token), linear probing: (first end of the sources
+        + 1 or 0 if free, token, 2 * target + (1 if the edge of the longest source is solid), length
+        of the longest source).
+        """
+        return self._part("edges")
+
+    @property
+    def suffixes(self) -> jax.Array:
+        """[S, W, 3] the longest repeated suffixes of the text, longest first: (node, length, first
+        end position). The root ends the list.
+        """
+        return self._part("suffixes")
+
+    @property
+    def nodes(self) -> jax.Array:
+        """[S, 2N, 2] by node: (suffix link, its most recent end position before the text's own end,
+        0 if that is its first).
+        """
+        return self._part("nodes")
+
+    @property
+    def clones(self) -> jax.Array:
+        """[S, N, 2] by node - N - 1: (length, first end position)."""
+        return self._part("clones")
+
+    def _part(self, name: str) -> jax.Array:
+        begin, shape = 0, ()
+        for other, shape in index_shapes(self.max_seq_len).items():
+            if other == name:
+                break
+            begin += math.prod(shape)
+        flat = self.index[..., begin : begin + math.prod(shape)]
+        return flat.reshape(*flat.shape[:-1], *shape)
+
+
+NUMBERS = ("length", "status", "num_clones", "seed")
+"""The columns of `State.numbers`."""
+
+
+def index_shapes(max_seq_len: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays in one slot's part of `State.index`, in their order."""
+    n = max_seq_len
+    return {
+        # A text of n tokens has at most 2n explicit edges, so the table is never more than 4/5
+        # full, and on real text never more than half. A search loads up to 16 entries at once.
+        # First, as an edge is loaded in one piece.
+        "edges": (5 * n // 2 + 16, 4),
+        "suffixes": (WINDOW, 3),
+        "nodes": (2 * n, 2),
+        "clones": (n, 2),
+    }
 
 
 def slot_shapes(max_seq_len: int) -> dict[str, tuple[int, ...]]:
     """The shapes of one slot's arrays, by field of `State`."""
-    n = max_seq_len
+    words = sum(math.prod(shape) for shape in index_shapes(max_seq_len).values())
     return {
-        "length": (),
-        "status": (),
-        "num_clones": (),
-        "seed": (),
-        "suffixes": (WINDOW, 2),
-        "tokens": (n,),
-        "nodes": (2 * n, 2),
-        "clones": (n, 2),
-        "heads": (2 * n,),
-        # A text of n tokens has at most 2n explicit edges, so the table is never more than 4/5
-        # full, and on real text never more than half.
-        "edges": (5 * n // 2 + 2, 4),
+        "numbers": (len(NUMBERS),),
+        "tokens": (max_seq_len,),
+        "index": (-(-words // _EDGE_WORDS) * _EDGE_WORDS,),
     }
+
+
+_EDGE_WORDS = 4
+"""The int32s of an edge, and what the size of a slot's part of `State.index` is a multiple of, so
+that the edges of every slot are aligned."""
+
+
+def unpack(state: State) -> dict[str, Any]:
+    """All arrays of a state by name, as its docstring has them; of NumPy arrays, views."""
+    names = (*NUMBERS, "tokens", *index_shapes(state.max_seq_len))
+    return {name: getattr(state, name) for name in names}
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> State:
+    """The state, of NumPy arrays, that `unpack` took apart.
+
+    Raises:
+      ValueError, TypeError: the arrays do not belong together.
+    """
+    (num_slots,) = check_array("state.length", arrays["length"], jnp.int32, ("S",))
+    _, max_seq_len = check_array("state.tokens", arrays["tokens"], jnp.int32, (num_slots, "N"))
+    parts = {**dict.fromkeys(NUMBERS, ()), **index_shapes(max_seq_len)}
+    for name, shape in parts.items():
+        check_array(f"state.{name}", arrays[name], jnp.int32, (num_slots, *shape))
+    index = np.zeros((num_slots, *slot_shapes(max_seq_len)["index"]), np.int32)
+    state = State(np.stack([arrays[name] for name in NUMBERS], 1), arrays["tokens"], index)
+    for name in index_shapes(max_seq_len):
+        getattr(state, name)[...] = arrays[name]
+    return state
 
 
 AnyState = State | ScanState
 """What the ops take: the state of either index."""
+
+StateT = TypeVar("StateT", State, ScanState)
+"""The type of what an op returns: a state of the index that it took."""
 
 INDEXES = ("automaton", "scan", "auto")
 """The choices of `init`'s `index`."""
@@ -180,7 +266,7 @@ def get_state_size(max_seq_len: int, *, index: str = "automaton") -> int:
 
     Args:
       max_seq_len: N.
-      index: "automaton", 76 bytes for each token of N, and about 300; "scan", 8 for each, and 8.
+      index: "automaton", 68 bytes for each token of N, and about 700; "scan", 8 for each, and 8.
 
     Raises:
       ValueError: `max_seq_len` is outside [1, 2**28], or `index` is neither.
@@ -192,6 +278,33 @@ def get_state_size(max_seq_len: int, *, index: str = "automaton") -> int:
     return sum(4 * math.prod(shape) for shape in shapes(max_seq_len).values())
 
 
+@overload
+def init(
+    num_slots: int,
+    max_seq_len: int,
+    *,
+    seed: int = 0,
+    index: Literal["automaton"] = "automaton",
+    sharding: Sharding | None = None,
+) -> State: ...
+@overload
+def init(
+    num_slots: int,
+    max_seq_len: int,
+    *,
+    seed: int = 0,
+    index: Literal["scan"],
+    sharding: Sharding | None = None,
+) -> ScanState: ...
+@overload
+def init(
+    num_slots: int,
+    max_seq_len: int,
+    *,
+    seed: int = 0,
+    index: str,
+    sharding: Sharding | None = None,
+) -> AnyState: ...
 def init(
     num_slots: int,
     max_seq_len: int,
@@ -210,7 +323,7 @@ def init(
         texts come from strangers, draw it at random and keep it to yourself. The scan has none.
       index: what finds matches; every op takes the state of either. "automaton": a `State`, whose
         steps do not depend on the length of a text; on CPU and CUDA. "scan": a `ScanState`, on
-        every backend, a ninth of the memory; a step reads the whole text. "auto": the one that
+        every backend, an eighth of the memory; a step reads the whole text. "auto": the one that
         suits the backend and the sizes: the automaton on a CPU; on a GPU the scan where slots have
         room for at most 2**15 tokens, and those of a device for at most 2**19 together, else the
         automaton; the scan on any other backend.
@@ -232,12 +345,13 @@ def init(
     kind, shapes = _KINDS[_choose_index(index, num_slots, max_seq_len, sharding)]
 
     def make() -> AnyState:
-        return kind(
-            **{
-                name: jnp.full((num_slots, *shape), seed if name == "seed" else 0, jnp.int32)
-                for name, shape in shapes(max_seq_len).items()
-            }
-        )
+        arrays = {
+            name: jnp.full((num_slots, *shape), 0, jnp.int32)
+            for name, shape in shapes(max_seq_len).items()
+        }
+        if kind is State:
+            arrays["numbers"] = arrays["numbers"].at[:, NUMBERS.index("seed")].set(seed)
+        return kind(**arrays)
 
     return make() if sharding is None else jax.jit(make, out_shardings=sharding)()
 
@@ -265,8 +379,7 @@ def check_state(state: Any) -> None:
 
 
 def _check_arrays(state: AnyState, shapes: Callable[[int], dict[str, tuple[int, ...]]]) -> None:
-    (num_slots,) = check_array("state.length", state.length, jnp.int32, ("S",))
-    _, max_seq_len = check_array("state.tokens", state.tokens, jnp.int32, (num_slots, "N"))
+    num_slots, max_seq_len = check_array("state.tokens", state.tokens, jnp.int32, ("S", "N"))
     for name, shape in shapes(max_seq_len).items():
         check_array(f"state.{name}", getattr(state, name), jnp.int32, (num_slots, *shape))
 

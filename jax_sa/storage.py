@@ -4,17 +4,18 @@ import dataclasses
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_sa.pool import Pool, check_pool
 from jax_sa.scan_state import ScanState
-from jax_sa.state import AnyState, State, check_state
+from jax_sa.state import NUMBERS, AnyState, State, check_state, index_shapes, pack
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever a release lays the arrays of a `State` out differently, or hashes differently."""
 
 SCAN_FORMAT_VERSION = 1
@@ -31,18 +32,25 @@ class _Kind:
     name: str
     type: type[State] | type[ScanState] | type[Pool]
     check: Callable[[Any], None]
+    fields: Sequence[str]
+    """The names of the arrays in a file."""
     version: int
     version_field: str
     """Its version's name in a file, which tells the kinds apart."""
 
-    def fields(self) -> list[str]:
-        return [field.name for field in dataclasses.fields(self.type)]
+
+def _kind(type: Any, check: Any, version: int, version_field: str) -> _Kind:
+    if type is State:  # a file has each array of its own, however a state holds them
+        fields = [*NUMBERS, "tokens", *index_shapes(1)]
+    else:
+        fields = [field.name for field in dataclasses.fields(type)]
+    return _Kind(type.__name__, type, check, fields, version, version_field)
 
 
 _KINDS = (
-    _Kind("State", State, check_state, FORMAT_VERSION, "format_version"),
-    _Kind("ScanState", ScanState, check_state, SCAN_FORMAT_VERSION, "scan_format_version"),
-    _Kind("Pool", Pool, check_pool, POOL_FORMAT_VERSION, "pool_format_version"),
+    _kind(State, check_state, FORMAT_VERSION, "format_version"),
+    _kind(ScanState, check_state, SCAN_FORMAT_VERSION, "scan_format_version"),
+    _kind(Pool, check_pool, POOL_FORMAT_VERSION, "pool_format_version"),
 )
 
 
@@ -61,7 +69,8 @@ def save(path: str | os.PathLike[str], state: AnyState | Pool) -> None:
     """
     kind = next((kind for kind in _KINDS if isinstance(state, kind.type)), _KINDS[0])
     kind.check(state)
-    arrays = {name: np.asarray(getattr(state, name)) for name in kind.fields()}
+    host = jax.tree.map(np.asarray, state)
+    arrays = {name: getattr(host, name) for name in kind.fields}
     with open(path, "wb") as file:
         np.savez(file, **{kind.version_field: np.int32(kind.version)}, **arrays)
 
@@ -93,13 +102,14 @@ def load(path: str | os.PathLike[str]) -> AnyState | Pool:
     kind = next((kind for kind in _KINDS if kind.version_field in arrays), _KINDS[0])
     if (version := arrays.pop(kind.version_field, None)) != kind.version:
         raise ValueError(f"{path}: expected format version {kind.version}, got {version}")
-    if arrays.keys() != set(kind.fields()):
+    if arrays.keys() != set(kind.fields):
         raise ValueError(f"{path}: expected the arrays of a {kind.name}, got {', '.join(arrays)}")
     try:
-        kind.check(kind.type(**arrays))
+        loaded = pack(arrays) if kind.type is State else kind.type(**arrays)
+        kind.check(loaded)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
-    return kind.type(**{name: jnp.asarray(array) for name, array in arrays.items()})
+    return jax.tree.map(jnp.asarray, loaded)
 
 
 def _read(file: BinaryIO) -> dict[str, Any]:

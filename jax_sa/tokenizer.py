@@ -7,7 +7,7 @@ from typing import Any
 from jax_sa._files import check_regular_file
 
 
-def load_tokenizer(path: str | os.PathLike) -> Any:
+def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     """The `tokenizers.Tokenizer` in a file.
 
     Raises:

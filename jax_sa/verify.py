@@ -153,14 +153,7 @@ def merge_drafts(
     """
     threshold = check_int("threshold", threshold, 1)
     rows, max_draft = _check_draft("automaton_draft", automaton_draft)
-    neural = neural_draft
-    if not isinstance(neural, Draft):
-        _, neural_width = check_array("neural_draft", neural, jnp.int32, (rows, "M"))
-        none = jnp.zeros(rows, jnp.int32)
-        neural = Draft(neural, jnp.full(rows, neural_width, jnp.int32), none, none, none)
-    neural_rows, neural_width = _check_draft("neural_draft", neural)
-    if neural_rows != rows:
-        raise ValueError(f"neural_draft: expected {rows} rows, got {neural_rows}")
+    neural, neural_width = _neural_draft(neural_draft, rows)
 
     shared = min(max_draft, neural_width)
     agree = automaton_draft.tokens[:, :shared] == neural.tokens[:, :shared]
@@ -182,6 +175,52 @@ def merge_drafts(
         match_end=jnp.where(use, automaton_draft.match_end, 0),
         source=jnp.where(use, automaton_draft.sources, source),
     )
+
+
+@follow_rows()
+def join_drafts(neural_draft: Draft | jax.Array, following: Draft) -> Draft:
+    """Neural drafts, and behind their tokens what is expected to follow these.
+
+    A neural drafter foretells few tokens. What `lookup_after` finds once they are added to the text
+    goes on where they end:
+
+        following = jax_sa.lookup_after(state, neural, lengths, max_draft=K)
+        draft = jax_sa.join_drafts(neural, following)
+
+    Args:
+      neural_draft: B rows and M tokens, a `Draft` or int32[B, M], all of them drafted.
+      following: B rows and K tokens. Where the neural draft has no token, nothing follows it.
+
+    Returns:
+      A draft of B rows and M + K tokens, which counts as a neural one as far as it is long:
+      `match_length`, `match_end` and `source` are those of the neural draft.
+
+    Raises:
+      ValueError, TypeError: at trace time, for a wrong shape or dtype.
+    """
+    rows, max_draft = _check_draft("following", following)
+    neural, neural_width = _neural_draft(neural_draft, rows)
+    length = neural.length + jnp.where(neural.length > 0, following.length, 0)
+    position = jnp.arange(neural_width + max_draft, dtype=jnp.int32)[None]
+    behind = jnp.clip(position - neural.length[:, None], 0, max(max_draft - 1, 0))
+    behind = jnp.take_along_axis(_widen(following.tokens, max(max_draft, 1)), behind, axis=1)
+    is_neural = _widen(_drafted(neural), position.size)
+    tokens = jnp.where(is_neural, _widen(neural.tokens, position.size), behind)
+    tokens = jnp.where(position < length[:, None], tokens, DRAFT_FILL)
+    return dataclasses.replace(neural, tokens=tokens, length=length)
+
+
+def _neural_draft(neural: Any, rows: int) -> tuple[Draft, int]:
+    """A neural draft of so many rows as a `Draft`, and M; ValueError or TypeError otherwise."""
+    if not isinstance(neural, Draft):
+        _, width = check_array("neural_draft", neural, jnp.int32, (rows, "M"))
+        none = jnp.zeros(rows, jnp.int32)
+        source = jnp.full(rows, int(Source.NEURAL) if width else int(Source.NONE), jnp.int32)
+        neural = Draft(neural, jnp.full(rows, width, jnp.int32), none, none, source)
+    neural_rows, width = _check_draft("neural_draft", neural)
+    if neural_rows != rows:
+        raise ValueError(f"neural_draft: expected {rows} rows, got {neural_rows}")
+    return neural, width
 
 
 def _drafted(draft: Draft) -> jax.Array:

@@ -107,7 +107,9 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("capacity", [8_192, 32_768, 131_072, 262_144])
+@pytest.mark.parametrize(
+    "capacity", [8_192, 32_768, 131_072, pytest.param(262_144, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", LARGE)
 def test_full_slots_lose_nothing(name, capacity):
     text = LARGE[name](capacity)

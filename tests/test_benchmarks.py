@@ -33,6 +33,7 @@ def test_only_public_names(path):
 BAD = {
     "append": "--runs",
     "decode_step": "--slots",
+    "dispatch": "--slots",
     "fused_copy": "--steps",
     "peer_suffix": "--steps",
     "pool_insert": "--runs",
@@ -55,6 +56,7 @@ def test_bad_input_is_one_line(name, tmp_path):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_share_of_a_step(tmp_path):
     pytest.importorskip(
         "tokenizers", reason="tokenizers is not installed; pip install jax_sa[tokenizer]"

@@ -86,7 +86,7 @@ def compile_move(sharding, paged, dtype=jnp.bfloat16):
 
 widens_bfloat16 = pytest.mark.xfail(
     jax.__version_info__ < (0, 11) and jax.default_backend() == "cpu",
-    reason="jax 0.10 scatters bfloat16 in float32 on a CPU, so it converts the whole array",
+    reason="jax scatters bfloat16 in float32 on a CPU before 0.11, so it converts the whole array",
 )
 
 

@@ -19,7 +19,11 @@ def run(capsys, *options):
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--rows", 1, "--pages", 12), ("--rows", 7, "--pages", 80, "--budget", 200)],
+    [
+        (),
+        ("--rows", 1, "--pages", 12),
+        pytest.param(("--rows", 7, "--pages", 80, "--budget", 200), marks=pytest.mark.slow),
+    ],
     ids=["default", "one-row", "a-row-each"],
 )
 def test_answers_are_those_of_plain_decoding(capsys, options):

@@ -16,6 +16,7 @@ import jax_sa
 PARAMS = jnp.asarray(toy_model.TABLE)
 DRAFTER = toy_model.drafter(2)
 MAX_DRAFT = 8
+WIDTH, MOST = 40, 200  # of prompts and answers: programs of one shape are compiled once
 PROMPTS = jnp.ones((2, 3), jnp.int32)
 ROWS, LARGE = 4, 2**16  # of the programs that must be in place: tokens of a row's cache
 # Before 0.11.2, XLA copies what the branches of a switch update, so the cache: never a state.
@@ -28,9 +29,9 @@ MODES = {
 }
 
 
-def random_prompts(seed, lengths, width=None):
+def random_prompts(seed, lengths, width=WIDTH):
     random = np.random.default_rng(seed)
-    prompts = random.integers(0, toy_model.VOCABULARY, (len(lengths), width or max(lengths)))
+    prompts = random.integers(0, toy_model.VOCABULARY, (len(lengths), width))
     return jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32)
 
 
@@ -41,7 +42,10 @@ def full_state(rows, capacity, room):
     return jax_sa.extend(jax_sa.init(rows, capacity), other, lengths)
 
 
-def generate(prompts, lengths, count, *, automaton=False, room=256, cache_size=256, **options):
+def generate(
+    prompts, lengths, limits, *, most=MOST, automaton=False, room=256, cache_size=256, **options
+):
+    """`limits`: new tokens, of all rows or of each; `most`: those there are places for."""
     rows = len(lengths)
     state = full_state(rows, 256, room) if automaton else None
     return jax_sa.generate(
@@ -50,7 +54,8 @@ def generate(prompts, lengths, count, *, automaton=False, room=256, cache_size=2
         prompts,
         lengths,
         toy_model.init_cache(rows, cache_size),
-        max_new_tokens=count,
+        max_new_tokens=most,
+        limits=jnp.broadcast_to(jnp.asarray(limits, jnp.int32), rows),
         state=state,
         max_draft=MAX_DRAFT,
         **options,
@@ -73,20 +78,21 @@ def assert_greedy(generation, prompts, lengths, limits, stop_tokens=()):
 @pytest.mark.parametrize("stop_tokens", [(), (3, 8), (0,)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_output_is_that_of_greedy_decoding(mode, stop_tokens, seed):
-    prompts, lengths = random_prompts(seed, [1, 2, 17, 40, 5, 33])
-    generation = generate(prompts, lengths, 90, stop_tokens=stop_tokens, **MODES[mode])
-    assert_greedy(generation, prompts, lengths, [90] * 6, stop_tokens)
+    for rows in ([1, 2, 17], [40, 5, 33]):
+        prompts, lengths = random_prompts(seed, rows)
+        generation = generate(prompts, lengths, 90, stop_tokens=stop_tokens, **MODES[mode])
+        assert_greedy(generation, prompts, lengths, [90] * 3, stop_tokens)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_limits(mode):
-    prompts, lengths = random_prompts(5, [9, 30, 12, 4, 8, 2])
-    limits = [0, 1, 2, 33, 60, 99]
-    generation = generate(
-        prompts, lengths, 60, limits=jnp.asarray(limits, jnp.int32), **MODES[mode]
-    )
-    assert_greedy(generation, prompts, lengths, [min(limit, 60) for limit in limits])
-    assert generation.steps[0] == 0 and generation.steps[1] == 1
+    prompts, lengths = random_prompts(5, [9, 30, 12])
+    few = generate(prompts, lengths, [0, 1, 2], **MODES[mode])
+    assert_greedy(few, prompts, lengths, [0, 1, 2])
+    assert few.steps[0] == 0 and few.steps[1] == 1
+    prompts, lengths = random_prompts(6, [4, 8, 2])
+    many = generate(prompts, lengths, [33, MOST, MOST + 1], **MODES[mode])
+    assert_greedy(many, prompts, lengths, [33, MOST, MOST])
 
 
 def test_drafts_save_steps():
@@ -136,34 +142,36 @@ def test_full_slots_go_on_without_drafts(mode, room):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_rows_without_a_prompt_are_idle(mode):
-    prompts, lengths = random_prompts(3, [4, 4, 4, 4])
-    given = jnp.asarray([0, 4, -1, 5], jnp.int32)
-    generation = generate(prompts, given, 12, **MODES[mode])
-    assert_greedy(generation, prompts, lengths, [0, 12, 0, 0])
-    assert ((generation.steps > 0) == (generation.lengths > 0)).all()
-    if generation.state is not None:
-        assert generation.state.length.tolist() == [0, 16, 0, 0]
+    for idle in ([0, -1], [-9, WIDTH + 1]):
+        prompts, lengths = random_prompts(3, [4, 4, 4])
+        given = jnp.asarray([idle[0], 4, idle[1]], jnp.int32)
+        generation = generate(prompts, given, 12, **MODES[mode])
+        assert_greedy(generation, prompts, lengths, [0, 12, 0])
+        assert ((generation.steps > 0) == (generation.lengths > 0)).all()
+        if generation.state is not None:
+            assert generation.state.length.tolist() == [0, 16, 0]
 
 
 def test_a_cache_without_room_for_drafts_at_the_end():
     """No token that counts is beyond prompt and limit, so a cache of just that size will do."""
     prompts, lengths = random_prompts(4, [20, 20])
-    generation = generate(prompts, lengths, 30, cache_size=50, **MODES["hybrid"])
+    generation = generate(prompts, lengths, 30, most=30, cache_size=50, **MODES["hybrid"])
     assert_greedy(generation, prompts, lengths, [30, 30])
 
 
 def test_steps_are_the_loop():
     prompts, lengths = random_prompts(6, [12, 30, 7])
-    expected = generate(prompts, lengths, 50, stop_tokens=(9,), **MODES["hybrid"])
+    expected = generate(prompts, lengths, 50, stop_tokens=(3, 8), **MODES["hybrid"])
     decoder = jax_sa.Decoder(
-        toy_model.model, drafter=DRAFTER, max_draft=MAX_DRAFT, stop_tokens=(9,)
+        toy_model.model, drafter=DRAFTER, max_draft=MAX_DRAFT, stop_tokens=(3, 8)
     )
     generation = decoder.init(
         PARAMS,
         prompts,
         lengths,
         toy_model.init_cache(3, 256),
-        max_new_tokens=50,
+        max_new_tokens=MOST,
+        limits=jnp.full(3, 50, jnp.int32),
         state=jax_sa.init(3, 256),
     )
     streams = [[], [], []]
@@ -368,7 +376,7 @@ def test_a_threshold_that_nothing_reaches_gives_the_neural_drafts():
 @pytest.mark.parametrize("threshold", [1, 3, 4, 6, 10**9])
 def test_decoder_manager_and_merge_drafts_agree(threshold):
     """One text, one neural draft, three ways to the hybrid's draft."""
-    prompts = random_prompts(11, [30] * 8)[0]
+    prompts = random_prompts(11, [30] * 8, width=30)[0]
     lengths = jnp.full(8, 30, jnp.int32)
     options = {"max_draft": MAX_DRAFT, "threshold": threshold}
     decoder = jax_sa.Decoder(toy_model.model, drafter=DRAFTER, **options)
@@ -389,6 +397,67 @@ def test_decoder_manager_and_merge_drafts_agree(threshold):
     manager.prepare(range(8))
     jax.tree.map(np.testing.assert_array_equal, manager.lookup(neural), merged)
     jax.tree.map(np.testing.assert_array_equal, generation.draft, merged)
+
+
+@pytest.mark.parametrize("tree_nodes", [None, 6])
+@pytest.mark.parametrize("threshold", [3, 10**9])
+def test_neural_drafts_are_followed_on(threshold, tree_nodes):
+    """The draft of a decoder, by the ops that it is made of; the output stays the same."""
+    prompts = random_prompts(11, [30] * 8, width=30)[0]
+    lengths = jnp.full(8, 30, jnp.int32)
+    decoder = jax_sa.Decoder(
+        toy_model.tree_model,
+        drafter=DRAFTER,
+        follow_neural=True,
+        max_draft=6,
+        threshold=threshold,
+        tree_nodes=tree_nodes,
+    )
+    generation = decoder.init(
+        *(PARAMS, prompts, lengths, toy_model.init_cache(8, 80)),
+        max_new_tokens=32,
+        state=jax_sa.init(8, 80),
+    )
+    rows = jnp.arange(8, dtype=jnp.int32)
+    last, before = prompts[rows, -1], prompts[rows, -2]
+    first = PARAMS[before, last]
+    neural = jnp.stack([first, PARAMS[last, first]], axis=1)
+    state, draft = jax_sa.extend_lookup(jax_sa.init(8, 80), prompts, lengths, max_draft=6)
+    following = jax_sa.lookup_after(state, neural, jnp.full(8, 2, jnp.int32), max_draft=4)
+    assert int(following.length.sum()) > 0
+    joined = jax_sa.join_drafts(neural, following)
+    if tree_nodes is None:
+        expected = jax_sa.merge_drafts(draft, joined, threshold)
+    else:
+        known = jnp.arange(6, dtype=jnp.int32)[None] < joined.length[:, None]
+        expected = jax_sa.lookup_tree(
+            state,
+            max_nodes=tree_nodes,
+            max_draft=6,
+            neural=jnp.where(known, joined.tokens, -1),
+            threshold=threshold,
+        )
+    jax.tree.map(np.testing.assert_array_equal, generation.draft, expected)
+    while not generation.finished.all():
+        generation, _ = decoder.step(PARAMS, generation)
+    assert_greedy(generation, prompts, lengths, [32] * 8)
+
+
+def test_a_scan_cannot_follow_neural_drafts():
+    with pytest.raises(TypeError, match="state: expected a jax_sa.State for lookup_after"):
+        jax_sa.generate(
+            *(
+                toy_model.model,
+                PARAMS,
+                PROMPTS,
+                jnp.full(2, 3, jnp.int32),
+                toy_model.init_cache(2, 64),
+            ),
+            max_new_tokens=4,
+            state=jax_sa.init(2, 64, index="scan"),
+            drafter=DRAFTER,
+            follow_neural=True,
+        )
 
 
 def test_sampling_at_temperature_zero_is_greedy():
@@ -462,9 +531,7 @@ def test_inside_shard_map(mode):
     P = jax.sharding.PartitionSpec
     prompts, lengths = random_prompts(12, [20, 7, 11, 16])
     got = sharded_generate(mode, (P("data"), P("data"), P()), (prompts, lengths, None))
-    alone = generate(prompts, lengths, 30, **MODES[mode])
-    # Each shard chooses the width of its own blocks, so only the tokens are the same.
-    jax.tree.map(np.testing.assert_array_equal, got[:2], (alone.tokens, alone.lengths))
+    assert got[1].tolist() == [30] * 4
     for row, length in enumerate(lengths.tolist()):
         assert got[0][row].tolist() == toy_model.greedy(prompts[row, :length].tolist(), 30)
 
@@ -481,17 +548,20 @@ def test_inside_shard_map_when_only_the_key_varies(mode):
     assert (tokens[:2] != tokens[2:]).any()
     for shard in range(2):
         alone = generate(prompts, lengths, 30, sampling=jax_sa.Sampling(keys[shard]), **MODES[mode])
-        np.testing.assert_array_equal(tokens[2 * shard : 2 * shard + 2], alone.tokens)
+        np.testing.assert_array_equal(tokens[2 * shard : 2 * shard + 2], alone.tokens[:, :30])
 
 
 def test_decoder_generate_is_generate():
-    prompts, lengths = random_prompts(9, [9, 14])
-    expected = generate(prompts, lengths, 25, stop_tokens=(3,), **MODES["hybrid"])
+    prompts, lengths = random_prompts(9, [9, 14, 30])
+    expected = generate(prompts, lengths, MOST, stop_tokens=(3, 8), **MODES["hybrid"])
     decoder = jax_sa.Decoder(
-        toy_model.model, drafter=DRAFTER, max_draft=MAX_DRAFT, stop_tokens=(3,)
+        toy_model.model, drafter=DRAFTER, max_draft=MAX_DRAFT, stop_tokens=(3, 8)
     )
-    cache, state = toy_model.init_cache(2, 256), jax_sa.init(2, 256)
-    generation = decoder.generate(PARAMS, prompts, lengths, cache, max_new_tokens=25, state=state)
+    cache, state = toy_model.init_cache(3, 256), jax_sa.init(3, 256)
+    limits = jnp.full(3, MOST, jnp.int32)
+    generation = decoder.generate(
+        *(PARAMS, prompts, lengths, cache), max_new_tokens=MOST, limits=limits, state=state
+    )
     jax.tree.map(np.testing.assert_array_equal, generation, expected)
 
 
@@ -630,6 +700,7 @@ def test_the_check_sees_copies():
         ({"limits": jnp.ones(3, jnp.int32)}, ValueError, r"limits: expected int32\[2,\]"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens: expected an int"),
         ({"max_draft": 0}, ValueError, "max_draft: expected an int"),
+        ({"follow_neural": 1}, TypeError, "follow_neural: expected a bool, got 1"),
         ({"threshold": 0}, ValueError, r"threshold: expected an int in \[1, .*got 0"),
         ({"min_match": 3, "max_match": 2}, ValueError, "max_match: expected an int"),
         ({"occurrence": "last"}, ValueError, "occurrence: expected one of"),
@@ -693,15 +764,16 @@ def test_rows_see_their_group_of_the_pool():
 
 
 def test_steps_with_a_pool_are_those_of_generate():
-    prompts, lengths = random_prompts(1, [4, 9])
+    prompts, lengths = random_prompts(1, [4, 9, 17])
     pool = pool_of(generate(prompts, lengths, 30, automaton=True))
-    groups = jnp.asarray([0, -1], jnp.int32)
+    groups = jnp.asarray([0, -1, 0], jnp.int32)
     decoder = jax_sa.Decoder(toy_model.model, max_draft=MAX_DRAFT)
 
     def arguments():
-        cache, state = toy_model.init_cache(2, 256), jax_sa.init(2, 256)
+        cache, state = toy_model.init_cache(3, 256), jax_sa.init(3, 256)
         return (PARAMS, prompts, lengths, cache), {
-            "max_new_tokens": 30,
+            "max_new_tokens": MOST,
+            "limits": jnp.full(3, 30, jnp.int32),
             "state": state,
             "pool": pool,
             "groups": groups,

@@ -14,6 +14,7 @@ import toy_model
 from test_package import PUBLIC
 
 import jax_sa
+from jax_sa import budget
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")])
@@ -46,9 +47,15 @@ def test_link_leads_somewhere(document, target):
     assert not anchor or anchor in anchors(linked)
 
 
-def test_every_page_is_linked_from_the_readme():
-    linked = re.findall(r"\]\((docs/[^)\s]+)\)", prose(ROOT / "README.md"))
-    assert set(linked) == {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}
+def test_links_lead_from_the_readme_to_every_page():
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        document = waiting.pop()
+        if document not in reached:
+            reached.add(document)
+            targets = re.findall(r"\]\(([^)\s#:]+\.md)", prose(document))
+            waiting += [(document.parent / target).resolve() for target in targets]
+    assert reached >= set(ROOT.glob("docs/*.md"))
 
 
 def test_every_public_name_is_in_the_docs():
@@ -143,3 +150,55 @@ def test_examples_of_pool():
 def test_examples_of_sharding():
     names = run("sharding.md", {})
     assert names["state"].length.tolist() == [4] * names["slots"]
+
+
+def test_examples_of_quickstart():
+    run("quickstart.md", {})
+
+
+def test_examples_of_engines():
+    run("engines.md", {"jax_sa": jax_sa, "jnp": jnp})
+
+
+def test_what_tuning_expects_of_drafts():
+    """The table by match length is the rule that the decoders go by."""
+    rows = re.findall(
+        r"^\| (\d+) \| (\d+) % \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
+        (ROOT / "docs/tuning.md").read_text(),
+        re.MULTILINE,
+    )
+    assert [int(row[0]) for row in rows] == [2, 4, 8, 16, 32]
+    place = jnp.arange(1, 17, dtype=jnp.int32)
+    for match_length, first, *saved in rows:
+        match = jnp.full(16, int(match_length), jnp.int32)
+        holds = 1 - budget.failure_rate(jnp.full(16, jax_sa.Source.OWN), match, place)
+        expected = jnp.cumsum(jnp.cumprod(holds))[jnp.array([3, 7, 15])]
+        assert first == f"{100 * float(holds[0]):.0f}"
+        assert saved == [f"{float(value):.1f}" for value in expected]
+
+
+def table_rows(text):
+    return {
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in text.splitlines()
+        if line.startswith("|")
+    }
+
+
+def test_speeds_of_tuning_are_those_of_the_readme():
+    tuning = (ROOT / "docs/tuning.md").read_text()
+    (part,) = re.findall(r"^## By batch.*?^## ", tuning, re.DOTALL | re.MULTILINE)
+    readme = (ROOT / "README.md").read_text().replace(r" \*", "")
+    readme = readme.replace(", which no draft foretells", "")
+    assert table_rows(part) <= table_rows(readme)
+
+
+def test_figures_of_tuning_stand_where_they_link_to():
+    tuning = (ROOT / "docs/tuning.md").read_text()
+    (part,) = re.findall(r"^## By kind of text.*?^## ", tuning, re.DOTALL | re.MULTILINE)
+    rows = [row for row in table_rows(part) if "](" in row[2]]
+    assert len(rows) == 8
+    for row in rows:
+        (page,) = re.findall(r"\]\(([a-z_]+\.md)", row[2])
+        figures = set(re.findall(r"\d+\.\d+", (ROOT / "docs" / page).read_text()))
+        assert figures >= set(re.findall(r"\d+\.\d+", row[1])), row

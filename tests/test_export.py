@@ -30,6 +30,7 @@ def test_serialised():
     equal(again.call(*pick("lookup", arguments())), OPS["lookup"](*pick("lookup", arguments())))
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="jax 0.9 has no name for all")
 def test_all_at_once():
     """One name that JAX takes for all."""
     assert export("extend_lookup", arguments(), ["ALL"]).platforms == PLATFORMS

@@ -149,13 +149,13 @@ def assert_captured(dumps):
     assert captured_calls(dumps) == {True}
 
 
-def captured_calls(dumps):
+def captured_calls(dumps, kind="kCustomCall"):
     (dump,) = dumps.glob("*thunk_sequence_after_thunk_passes.txt")
-    return set(custom_calls_captured(dump.read_text()))
+    return set(calls_captured(dump.read_text(), kind))
 
 
-def custom_calls_captured(thunks):
-    """For each custom call, whether it is indented under a command buffer."""
+def calls_captured(thunks, wanted="kCustomCall"):
+    """For each custom call, or thunk of another kind, whether it is under a command buffer."""
     buffer_indent = None
     for line in thunks.splitlines():
         thunk = re.match(r"( *)\d+: (k\w+)", line)
@@ -167,13 +167,13 @@ def custom_calls_captured(thunks):
             buffer_indent = indent
         elif buffer_indent is not None and indent <= buffer_indent:
             buffer_indent = None
-        if kind == "kCustomCall":
+        if kind == wanted:
             yield buffer_indent is not None
 
 
 def test_the_check_sees_calls_outside():
     assert list(
-        custom_calls_captured("000: kCustomCall [x]\n001: kCommandBuffer\n    002: kCustomCall")
+        calls_captured("000: kCustomCall [x]\n001: kCommandBuffer\n    002: kCustomCall")
     ) == [
         False,
         True,

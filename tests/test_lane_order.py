@@ -7,10 +7,8 @@ must be the same, up to the places of edges in their table.
 
 import ctypes
 import dataclasses
-import pathlib
-import shutil
-import subprocess
 
+import cpp_library
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,19 +20,12 @@ from reference import draft
 
 import jax_sa
 
-HERE = pathlib.Path(__file__).parent
 MAX_DRAFT = 6
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    assert compiler, "the library was built with a C++ compiler, but there is none now"
-    path = tmp_path_factory.mktemp("lanes") / "shuffled_lanes.so"
-    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    sources = ["-I", HERE.parent / "ffi", HERE / "support" / "shuffled_lanes.cc", "-o", path]
-    subprocess.run([compiler, *flags, *sources], check=True)
-    return ctypes.CDLL(str(path))
+    return cpp_library.build("shuffled_lanes", tmp_path_factory.mktemp("lanes"))
 
 
 def pointer(array):
@@ -56,7 +47,7 @@ def test_any_order_of_lanes(library, name, seed):
         drafted = np.full(MAX_DRAFT + 4, -9, np.int32)
         library.extend_lookup(
             (ctypes.c_void_p * len(leaves))(*leaves),
-            *(capacity, state.edges.shape[1]),
+            *(capacity, state.index.shape[1]),
             *((ctypes.c_void_p * 4)(*entries), 4),
             *(pointer(block), pointer(np.array([len(block)], np.int32)), len(block)),
             *(pointer(drafted), MAX_DRAFT, 1000 * seed + call),
@@ -91,11 +82,11 @@ def test_any_order_leaves_the_same_pool(library, capacity, seed):
         )
         jax.tree.map(np.testing.assert_array_equal, other, pool)
     state = jax.tree.map(np.array, jax_sa.init(1, 64))
-    slot = (ctypes.c_void_p * 10)(*map(pointer, jax.tree.leaves(state)))
+    slot = (ctypes.c_void_p * 3)(*map(pointer, jax.tree.leaves(state)))
     for n, token in enumerate(generator.integers(0, 3, 60, dtype=np.int32)):
         drafted = np.full(MAX_DRAFT + 4, -9, np.int32)
         library.extend_lookup(
-            *(slot, 64, state.edges.shape[1]),
+            *(slot, 64, state.index.shape[1]),
             *(leaves, capacity),
             *(pointer(token[None].copy()), pointer(np.ones(1, np.int32)), 1),
             *(pointer(drafted), MAX_DRAFT, 1000 * seed + n),
@@ -118,6 +109,30 @@ def test_any_order_leaves_the_same_pool(library, capacity, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_any_order_follows_alike(library, seed):
+    generator = np.random.default_rng(seed)
+    pool = jax_sa.init_pool(4)
+    rings = (ctypes.c_void_p * 4)(*map(pointer, jax.tree.leaves(jax.tree.map(np.array, pool))))
+    text = generator.integers(0, 2 + seed, 200, dtype=np.int32)
+    state = jax_sa.extend(jax_sa.init(1, 200), jnp.asarray(text[None]), jnp.full(1, 200, jnp.int32))
+    slot = jax.tree.map(np.array, state)
+    leaves = (ctypes.c_void_p * 10)(*map(pointer, jax.tree.leaves(slot)))
+    for n in range(40):
+        added = generator.integers(0, 2 + seed, n, dtype=np.int32)
+        drafted = np.full(MAX_DRAFT + 4, -9, np.int32)
+        library.lookup_after(
+            *(leaves, 200, slot.edges.shape[1], rings, 4),
+            *(pointer(added), pointer(np.array([n], np.int32)), n),
+            *(pointer(drafted), MAX_DRAFT, seed + n),
+        )
+        expected = jax_sa.lookup_after(
+            state, jnp.asarray(added[None]), jnp.full(1, n, jnp.int32), max_draft=MAX_DRAFT
+        )
+        fields = [np.asarray(field[0]).ravel() for field in jax.tree.leaves(expected)]
+        np.testing.assert_array_equal(drafted, np.concatenate(fields))
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_any_order_gives_the_same_tree(library, seed):
     generator = np.random.default_rng(seed)
     text, other = generator.integers(0, 4, (2, 200), dtype=np.int32)
@@ -131,11 +146,11 @@ def test_any_order_gives_the_same_tree(library, seed):
         block = jnp.asarray(text[None, n : n + 5])
         state = jax_sa.extend(state, block, jnp.full(1, 5, jnp.int32))
         slot = jax.tree.map(np.array, state)
-        leaves = (ctypes.c_void_p * 10)(*map(pointer, jax.tree.leaves(slot)))
+        leaves = (ctypes.c_void_p * 3)(*map(pointer, jax.tree.leaves(slot)))
         nodes = 1 + 9 * (n % 4)
         tree = np.full(5 * nodes + 1, -9, np.int32)
         library.lookup_tree(
-            *(leaves, 200, slot.edges.shape[1], rings, 256, pointer(tree), nodes, seed + n)
+            *(leaves, 200, slot.index.shape[1], rings, 256, pointer(tree), nodes, seed + n)
         )
         expected = jax_sa.lookup_tree(state, max_nodes=nodes, pool=pool)
         fields = [np.asarray(field[0]).ravel() for field in jax.tree.leaves(expected)]

@@ -116,7 +116,7 @@ def test_plain_attention(name, width):
 def test_the_kernel(name, shared, parts):
     keys, values = cache(1, 16), cache(2, 16)
     q = draw(3, len(BLOCKS[name][0]), GROUPS, shared, 16)
-    mean = 40 if name == "prompts" else 1
+    mean = 64 if name == "prompts" else 1
     width = attention_kernel.tile_width(mean, shared)
     assert width * shared <= (64 if name == "prompts" else 16)
     block = make_block(name, shared, keys, width=width)

@@ -14,6 +14,7 @@ from jax_sa.llama import attention, attention_kernel, layer_kernels, model, weig
 from jax_sa.llama.config import Config
 
 LAYERS, GROUPS, HEAD_DIM, HIDDEN, INNER = blocks.LAYERS, blocks.GROUPS, 32, 96, 160
+NORM = jnp.linspace(0.5, 2.0, HIDDEN)
 
 
 def make_config(shared):
@@ -52,7 +53,8 @@ def plain(config, layers, x, block, memory):
     def step(x, memory, layer, index):
         return model.decoder_layer(config, layer, x, rotation, attend, memory, index)
 
-    return model._through_layers(step, layers, x, memory)
+    x, memory = model._through_layers(step, layers, x, memory)
+    return model.rms_norm(x, NORM.astype(x.dtype), config.rms_norm_eps), memory
 
 
 @pytest.mark.parametrize(
@@ -71,14 +73,14 @@ def test_the_kernels_are_the_layers(name, shared):
     tiled = blocks.make_block(name, shared, keys, width=attention_kernel.tile_width(1, shared))
     rotation = model.rotate_by(config, block.positions)
     got, kept = layer_kernels.through_layers(
-        layers, x, rotation, tiled, memory, config.rms_norm_eps, interpret=True
+        layers, NORM, x, rotation, tiled, memory, config.rms_norm_eps, interpret=True
     )
     is_valid = (block.rows >= 0) & (block.rows < len(blocks.TABLE))
     np.testing.assert_allclose(got[is_valid], wanted[is_valid], atol=2e-5, rtol=2e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), kept, written)
 
 
-@pytest.mark.parametrize("total", [1, 5, 33, 64, 65, 160, layer_kernels.MOST_TOKENS])
+@pytest.mark.parametrize("total", [1, 5, 33, 64, 65, 160, 640, layer_kernels.MOST_TOKENS])
 def test_the_kernels_on_a_gpu(total):
     """The two differ by how they round to bfloat16: about one part in a hundred after three layers.
 
@@ -98,7 +100,7 @@ def test_the_kernels_on_a_gpu(total):
     wanted, written = jax.jit(plain, static_argnums=0)(config, layers, x, block, memory)
     rotation = model.rotate_by(config, block.positions)
     through = functools.partial(layer_kernels.through_layers, eps=config.rms_norm_eps)
-    got, kept = jax.jit(through)(layers, x, rotation, block, memory)
+    got, kept = jax.jit(through)(layers, NORM.astype(x.dtype), x, rotation, block, memory)
     a, b = np.asarray(got, np.float32), np.asarray(wanted, np.float32)
     assert (np.linalg.norm(a - b, axis=1) < 0.05 * np.linalg.norm(b, axis=1)).all()
     for new, old in zip(jax.tree.leaves(kept), jax.tree.leaves(written), strict=True):

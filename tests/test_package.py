@@ -28,18 +28,20 @@ PUBLIC = {
         "load",
         "validate",
     ),
-    *("extend", "lookup", "extend_lookup", "reset", "copy_slots", "Draft", "DRAFT_FILL"),
+    *("extend", "lookup", "lookup_after", "extend_lookup", "reset", "copy_slots"),
+    *("Draft", "DRAFT_FILL"),
     *("read_tokens", "build_on_host", "insert"),
     *("Pool", "init_pool", "get_pool_size", "insert_slots", "Source"),
     *("SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"),
     *("DraftTree", "ROOT", "lookup_tree", "extend_lookup_tree", "tree_mask"),
     *("accept_tree_greedy", "accept_tree_sampled", "TreeBlock", "move_entries"),
-    *("accept_greedy", "accept_sampled", "merge_drafts", "Accepted", "Sampling"),
+    *("accept_greedy", "accept_sampled", "Accepted", "Sampling", "merge_drafts", "join_drafts"),
     *("share_budget", "pack", "Packed"),
     *("generate", "Generation", "Decoder", "NeuralDrafter", "Calibration", "pad_prompts"),
     *("check_model", "ModelCheck", "Clause", "KVCache", "from_forward", "from_whole_pass"),
     *("PackedDecoder", "Completions", "Rows", "Step"),
     *("SAConfig", "SuffixAutomatonManager"),
+    *("inspect_slot", "Automaton"),
     *("expand_seqlens", "ExpandedSeqlens"),
     *("fused_copy", "copy_replay_metadata", "Copied", "ReplayMetadata"),
     "cache_schema",
@@ -52,6 +54,10 @@ def test_the_public_names_are_listed_and_documented():
     constants = {"DRAFT_FILL", "ROOT", "SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"}
     for name in PUBLIC - constants:
         assert getattr(jax_sa, name).__doc__
+
+
+def test_tells_type_checkers_of_its_types():
+    assert (pathlib.Path(jax_sa.__file__).parent / "py.typed").is_file()
 
 
 def test_installed_from_elsewhere():
@@ -96,7 +102,7 @@ except ValueError as error:
 
 
 OPS = {
-    *("extend", "lookup", "extend_lookup", "reset", "copy_slots"),
+    *("extend", "lookup", "lookup_after", "extend_lookup", "reset", "copy_slots"),
     *("validate", "read_tokens", "insert", "pool_insert", "pool_insert_slots"),
     *("scan_extend", "scan_lookup", "scan_extend_lookup"),
     *("lookup_tree", "extend_lookup_tree"),

@@ -14,6 +14,7 @@ from packed_model import all_greedy, answers
 from toy_model import TABLE, VOCABULARY
 
 import jax_sa
+from jax_sa._branches import BRANCHES_COPY
 
 PARAMS = jnp.asarray(TABLE)
 ROWS, LARGE = 3, 2**16  # of the programs that must be in place: tokens of a row's cache
@@ -49,7 +50,7 @@ def buffers(paged, drafts):
     return cache, state, jax_sa.init_pool(16 * LARGE) if drafts == "pool" else None
 
 
-def compile_generate(sharding, paged, drafts):
+def compile_generate(sharding, paged, drafts, **compiler_options):
     """All prompts as a user's jitted function holds them, compiled from shapes alone."""
 
     def program(params, prompts, lengths, cache, state, pool):
@@ -62,6 +63,7 @@ def compile_generate(sharding, paged, drafts):
         lambda: (PARAMS, jnp.zeros((9, 32), jnp.int32), lengths, *buffers(paged, drafts)),
         (3, 4, 5),
         sharding,
+        **compiler_options,
     )
 
 
@@ -86,12 +88,13 @@ def compile_step(sharding, paged, drafts):
     )  # of the small arrays, some are not even read
 
 
-def compile_program(program, arguments, donated, sharding):
+def compile_program(program, arguments, donated, sharding, **compiler_options):
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         jax.eval_shape(arguments),
     )
-    compiled = jax.jit(program, donate_argnums=donated).lower(*shapes).compile()
+    lowered = jax.jit(program, donate_argnums=donated).lower(*shapes)
+    compiled = lowered.compile(compiler_options=compiler_options)
     return compiled, [shapes[i] for i in donated]
 
 
@@ -121,6 +124,16 @@ h100 = test_gpu_program.h100  # the fixture
 @pytest.mark.parametrize(("program", "paged", "drafts"), PROGRAMS)
 def test_in_place_on_a_gpu(h100, program, paged, drafts):
     assert_in_place(*program(h100, paged, drafts))
+
+
+@pytest.mark.skipif(BRANCHES_COPY, reason="jax before 0.11.2 has loops in place of branches")
+def test_a_step_is_one_cuda_graph(h100, tmp_path):
+    """The choice of a width is in it: no step waits for the host between its kernels."""
+    compile_generate(
+        h100, True, "automata", xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1
+    )
+    assert test_gpu_program.captured_calls(tmp_path, "kConditional") == {True}
+    assert test_gpu_program.captured_calls(tmp_path, "kWhile") == {False}
 
 
 N, P, G, CAPACITY = 7, 24, 12, 48

@@ -6,10 +6,8 @@ token by token leaves behind, number for number, up to the places of edges in th
 """
 
 import ctypes
-import pathlib
-import shutil
-import subprocess
 
+import cpp_library
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,18 +19,10 @@ from inspection import assert_slot_equals
 import jax_sa
 from jax_sa import Status, _prefill
 
-HERE = pathlib.Path(__file__).parent
-
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    assert compiler, "the library was built with a C++ compiler, but there is none now"
-    path = tmp_path_factory.mktemp("grid") / "shuffled_grid.so"
-    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    sources = ["-I", HERE.parent / "ffi", HERE / "support" / "shuffled_grid.cc", "-o", path]
-    subprocess.run([compiler, *flags, *sources], check=True)
-    return ctypes.CDLL(str(path))
+    return cpp_library.build("shuffled_grid", tmp_path_factory.mktemp("grid"))
 
 
 def pointer(array):
@@ -72,7 +62,7 @@ class Slots:
                 self.texts[slot] = (self.texts[slot] + list(row[:length]))[:capacity]
         return self.library.extend(
             *((ctypes.c_void_p * len(leaves))(*leaves), len(self.texts), capacity),
-            *(self.state.edges.shape[1], pointer(block), pointer(lengths), pointer(slots)),
+            *(self.state.index.shape[1], pointer(block), pointer(lengths), pointer(slots)),
             *(len(rows), width, pointer(lines), room, pointer(header)),
             *(build_cost, elements_per_token, seed),
         )

@@ -1,6 +1,7 @@
 """The pool against a slow, obvious one, after every call; what it finds against brute force."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def random_texts(generator, vocabulary, count, longest):
     ]
 
 
-@pytest.mark.parametrize("capacity", [4, 8, 12, 64, 100, 4096])
+@pytest.mark.parametrize("capacity", [1, 2, 3, 4, 5, 8, 12, 63, 64, 4096])
 @pytest.mark.parametrize("vocabulary", [1, 2, 3, 50])
 def test_inserts(capacity, vocabulary):
     """Many wraps of a small ring, and collisions of a small index."""
@@ -89,7 +90,7 @@ LOOKUPS = [
 
 
 @pytest.mark.parametrize("options", LOOKUPS)
-@pytest.mark.parametrize("capacity", [8, 64, 4096])
+@pytest.mark.parametrize("capacity", [1, 7, 64, 4095])
 @pytest.mark.parametrize("vocabulary", [2, 3, 50])
 def test_lookups(capacity, vocabulary, options):
     generator = np.random.default_rng(capacity * vocabulary)
@@ -409,6 +410,31 @@ def test_shards_that_read_one_pool():
     jax.tree.map(np.testing.assert_array_equal, got, find(state, pool, groups))
 
 
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_texts_of_a_state_that_is_split_over_devices(kind):
+    """insert_slots wants it whole, and says so; what read_tokens reads of it can be inserted."""
+    rows = random_texts(np.random.default_rng(3), 3, count=4, longest=20)
+    lengths, slots = int32([len(row) for row in rows]), jnp.arange(4, dtype=jnp.int32)
+    state, pool = extend(jax_sa.init(4, 64), rows), jax_sa.init_pool(256)
+    expected = jax_sa.insert_slots(pool, state, slots)
+    types = (getattr(jax.sharding.AxisType, kind),)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=types, devices=jax.devices("cpu")[:2])
+    split, whole = (jax.sharding.NamedSharding(mesh, spec) for spec in (SHARDED, SHARED))
+    state = jax.device_put(state, split)
+    pool, slots, lengths = jax.device_put((pool, slots, lengths), whole)
+
+    @functools.partial(jax.jit, out_shardings=whole)
+    def insert_read(pool, state, slots, lengths):
+        texts = jax_sa.read_tokens(state, jnp.zeros_like(slots), length=20, slots=slots)
+        return jax_sa.insert(pool, texts, lengths)
+
+    got = insert_read(pool, state, slots, lengths)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    error = ValueError if kind == "Explicit" else jax.errors.JaxRuntimeError
+    with pytest.raises(error, match=r"state.tokens: expected .* over nothing"):
+        jax.jit(jax_sa.insert_slots)(pool, state, slots)
+
+
 def test_shards_cannot_write_one_pool():
     """Each would go on with another pool, and nobody would know."""
     with pytest.raises(ValueError, match=r"pool: expected one that varies over .*\['data'\]"):
@@ -422,7 +448,6 @@ def test_shards_cannot_write_one_pool():
 @pytest.mark.parametrize(
     "error, message, call",
     [
-        (ValueError, "multiple of 4", lambda: jax_sa.init_pool(10)),
         (ValueError, "capacity", lambda: jax_sa.init_pool(0)),
         (TypeError, "capacity", lambda: jax_sa.get_pool_size(4.0)),
         (ValueError, "num_groups", lambda: jax_sa.init_pool(4, num_groups=0)),

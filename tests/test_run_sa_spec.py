@@ -106,6 +106,7 @@ def test_tables(report):
     assert text.endswith("SA: prompt 2 differs from token 7 on, where the logits differ by 1.5e-06")
 
 
+@pytest.mark.slow
 def test_batches_write_what_single_prompts_do(report, prompts):
     together = compare(prompts, "--batch_size", 2)
     for name, figures in report["modes"].items():
@@ -138,6 +139,7 @@ def written(capsys, prompts, *options):
     return run(capsys, "--prompts", prompts, "--max_new_tokens", 30, *SHORT, *options)
 
 
+@pytest.mark.slow
 def test_what_is_streamed_is_the_same_in_every_mode(capsys, prompts):
     plain = written(capsys, prompts, "--num_nextn_predict_layers", 0)
     assert "--- phrase ---" in plain and plain.count("[ok] the quick brown fox") > 3
@@ -220,6 +222,7 @@ def test_options_of_drafting_act(capsys, prompts):
         ]
 
 
+@pytest.mark.slow
 def test_a_threshold_that_nothing_reaches_gives_the_neural_drafts(capsys, prompts):
     def figures(name, *options):
         report = json.loads(written(capsys, prompts, "--json", *options))
@@ -238,12 +241,13 @@ def test_json_of_one_mode(capsys):
     assert entry["prompt"] == TEXTS["phrase"] and entry["modes"]["MTP"]["text"].startswith("[ok]")
 
 
+@pytest.mark.slow
 def test_sampling_of_the_likeliest_token_is_greedy(capsys, prompts):
     for option in (("--top_k", 1), ("--top_p", 1e-9)):
         assert written(capsys, prompts, "--temperature", 1, *option) == written(capsys, prompts)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_devices_that_share_the_model_write_the_same(capsys, prompts, devices):
     if len(jax.devices()) < devices:
         pytest.skip(f"{len(jax.devices())} devices, {devices} needed")

@@ -120,6 +120,22 @@ def test_long_texts_by_the_automaton(implementation, make, capacity):
     assert not jax_sa.validate(state).any()
 
 
+@pytest.mark.parametrize("before", [[], [7] * 700])
+@pytest.mark.parametrize("length", [511, 513, 3_000])
+@pytest.mark.parametrize("period", [1, 3, 40, 300])
+def test_prompts_of_a_short_period(implementation, period, length, before):
+    """Whose tokens match at many distances, and far: the one that a single thread matches."""
+    prompt = (texts.random_text(50, period) * length)[:length]
+    prompts = [prompt, [*prompt[:300], 9, *prompt[: length - 301]]]
+    state = jax_sa.init(2, 40_000, index="scan")
+    if before:
+        state = extend(state, [before, before])
+    state = jax.device_get(extend(state, prompts))
+    built = [jax_sa.build_on_host(before + text, 40_000, index="scan") for text in prompts]
+    expected = jax.tree.map(lambda *leaves: np.concatenate(leaves), *built)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
 def same_first_matches(state, automaton, slots=None):
     """The first end is exact in both; the most recent one only as far as the window keeps it."""
     for options in ({"occurrence": "first"}, {"occurrence": "first", "max_match": 2}):

@@ -59,7 +59,9 @@ def on(mesh):
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("rows", [["data"], []], ids=["split rows", "whole rows"])
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if "2x2" in n else n for n in MESHES]
+)
 def test_generate(name, rows, sampled):
     mesh = make_mesh(name)
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (rows, []))
@@ -86,8 +88,9 @@ def test_generate(name, rows, sampled):
             assert np.asarray(got.tokens)[row].tolist() == text
 
 
+@pytest.mark.parametrize("index", ["automaton", "scan"])
 @pytest.mark.parametrize("name", MESHES)
-def test_steps(name):
+def test_steps(name, index):
     """The generation of one step is what the next one takes, sharded as before."""
     mesh = make_mesh(name)
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
@@ -98,11 +101,11 @@ def test_steps(name):
             params,
             *jax.device_put(request(), split),
             max_new_tokens=NEW,
-            state=jax_sa.init(ROWS, 64, sharding=split),
+            state=jax_sa.init(ROWS, 64, index=index, sharding=split),
         )
         while not generation.finished.all():
             generation, _ = decoder.step(params, generation)
-            assert generation.state.edges.sharding.is_equivalent_to(split, 3)
+            assert generation.state.tokens.sharding.is_equivalent_to(split, 2)
     prompts, lengths, _ = request()
     for row in range(ROWS):
         assert np.asarray(generation.tokens)[row].tolist() == greedy(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import texts
 from calls import assert_states_equal, extend, int32, reference_of
-from inspection import assert_slot_equals
+from inspection import ARRAYS, assert_slot_equals
 
 import jax_sa
 
@@ -47,21 +47,27 @@ def test_a_saved_state_goes_on(tmp_path):
     assert_slot_equals(loaded, 0, reference_of(text))
 
 
+def test_a_file_has_each_array_by_name(path):
+    with np.load(path) as file:
+        assert set(file.files) == {"format_version", *ARRAYS}
+        assert file["length"].tolist() == [3, 1] and file["edges"].ndim == 3
+
+
 def test_saving_again_replaces_the_file(path):
     jax_sa.save(path, jax_sa.init(1, 3))
     assert jax_sa.load(path).max_seq_len == 3
     assert [file.name for file in path.parent.iterdir()] == ["state"]
 
 
-@pytest.mark.parametrize("version", [0, 2, -1, [1, 1], [], 1.5, "1"])
+@pytest.mark.parametrize("version", [0, 1, 3, -1, [2, 2], [], 2.5, "2"])
 def test_another_version(path, version):
     rewrite(path, format_version=np.asarray(version))
-    assert f"expected format version 1, got {version}" in load_error(path)
+    assert f"expected format version 2, got {version}" in load_error(path)
 
 
 def test_other_arrays(path):
     rewrite(path, format_version=None)
-    assert "expected format version 1, got None" in load_error(path)
+    assert "expected format version 2, got None" in load_error(path)
 
 
 def test_arrays_that_are_missing_or_too_many(path):
@@ -71,7 +77,7 @@ def test_arrays_that_are_missing_or_too_many(path):
     assert "expected the arrays of a State, got " in load_error(path)
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(jax_sa.State)])
+@pytest.mark.parametrize("field", ARRAYS)
 def test_arrays_that_do_not_belong_together(path, field):
     with np.load(path) as file:
         array = file[field]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import test_gpu_program
 import toy_model
-from test_decoder import assert_greedy, full_state, random_prompts
+from test_decoder import MOST, assert_greedy, full_state, random_prompts
 from test_verify import chance, distribution
 
 import jax_sa
@@ -20,17 +20,21 @@ PARAMS = jnp.asarray(toy_model.TABLE)
 def generate(
     prompts,
     lengths,
-    count,
+    limits,
     *,
+    most=MOST,
     nodes=8,
     room=256,
     cache_size=256,
     model=toy_model.tree_model,
     **options,
 ):
+    """`limits`: new tokens, of all rows or of each; `most`: those there are places for."""
     rows = len(lengths)
     decoder_options = {
-        name: options.pop(name) for name in ("stop_tokens", "drafter") if name in options
+        name: options.pop(name)
+        for name in ("stop_tokens", "drafter", "follow_neural")
+        if name in options
     }
     decoder = jax_sa.Decoder(model, tree_nodes=nodes, **decoder_options)
     return decoder.generate(
@@ -38,7 +42,8 @@ def generate(
         prompts,
         lengths,
         toy_model.init_cache(rows, cache_size),
-        max_new_tokens=count,
+        max_new_tokens=most,
+        limits=jnp.broadcast_to(jnp.asarray(limits, jnp.int32), rows),
         state=full_state(rows, 256, room),
         **options,
     )
@@ -52,18 +57,18 @@ def free(nodes):
 @pytest.mark.parametrize("nodes", [1, 2, 8, 13])
 @pytest.mark.parametrize("stop_tokens", [(), (3, 8)], ids=str)
 def test_the_output_is_that_of_greedy_decoding(nodes, stop_tokens):
-    prompts, lengths = random_prompts(nodes, [1, 2, 17, 40, 5, 33])
-    generation = generate(
-        prompts, lengths, 90, nodes=nodes, stop_tokens=stop_tokens, costs=free(nodes)
-    )
-    assert_greedy(generation, prompts, lengths, [90] * 6, stop_tokens)
+    for rows in ([1, 2, 17, 9], [40, 5, 33, 20]):
+        prompts, lengths = random_prompts(nodes, rows)
+        generation = generate(
+            prompts, lengths, 90, nodes=nodes, stop_tokens=stop_tokens, costs=free(nodes)
+        )
+        assert_greedy(generation, prompts, lengths, [90] * 4, stop_tokens)
 
 
 def test_with_estimated_costs_and_limits():
-    prompts, lengths = random_prompts(5, [9, 30, 12, 4, 8, 2])
-    limits = [0, 1, 2, 33, 60, 99]
-    generation = generate(prompts, lengths, 60, limits=jnp.asarray(limits, jnp.int32))
-    assert_greedy(generation, prompts, lengths, [min(limit, 60) for limit in limits])
+    prompts, lengths = random_prompts(5, [9, 30, 12, 4])
+    generation = generate(prompts, lengths, [0, 1, 33, MOST + 1])
+    assert_greedy(generation, prompts, lengths, [0, 1, 33, MOST])
     assert generation.steps[0] == 0 and generation.steps[1] == 1
 
 
@@ -97,11 +102,11 @@ def test_a_cache_that_is_not_moved_shows(monkeypatch):
 
 
 def test_where_nothing_is_worth_it_nothing_is_verified():
-    prompts, lengths = random_prompts(1, [40, 35])
+    prompts, lengths = random_prompts(1, [40, 35, 30, 20])
     costs = free(8).at[1:].set(1e6)
     generation = generate(prompts, lengths, 50, costs=costs)
-    assert generation.drafted.tolist() == [0, 0] and generation.steps.tolist() == [50, 50]
-    assert_greedy(generation, prompts, lengths, [50] * 2)
+    assert generation.drafted.tolist() == [0] * 4 and generation.steps.tolist() == [50] * 4
+    assert_greedy(generation, prompts, lengths, [50] * 4)
 
 
 @pytest.mark.parametrize("nodes", [2, 8, 13])
@@ -110,7 +115,7 @@ def test_a_cache_of_just_prompt_and_new_tokens_will_do(nodes):
     prompts, lengths = random_prompts(4, [20, 20, 20, 7])
     limits = jnp.asarray([30, 9, 30, 30], jnp.int32)
     drafted = generate(
-        prompts, lengths, 30, nodes=nodes, cache_size=50, limits=limits, costs=free(nodes)
+        prompts, lengths, limits, most=30, nodes=nodes, cache_size=50, costs=free(nodes)
     )
     assert_greedy(drafted, prompts, lengths, limits.tolist())
     assert drafted.accepted.any()
@@ -122,13 +127,29 @@ def test_full_slots_go_on_without_drafts():
     assert_greedy(generation, prompts, lengths, [60] * 3)
 
 
-def test_with_a_neural_drafter():
+@pytest.fixture(scope="module")
+def steps_alone():
+    """The steps of four rows whose trees are from their own texts alone."""
     prompts, lengths = random_prompts(1, [40, 35, 30, 20])
-    drafter = toy_model.drafter(2)
-    both = generate(prompts, lengths, 100, drafter=drafter, costs=jnp.ones(1 + free(8).size))
+    return int(generate(prompts, lengths, 100, costs=free(8)).steps.sum())
+
+
+@pytest.mark.parametrize("with_pool", [False, True])
+@pytest.mark.parametrize("follow_neural", [False, True])
+def test_with_a_neural_drafter(steps_alone, follow_neural, with_pool):
+    prompts, lengths = random_prompts(1, [40, 35, 30, 20])
+    pool = None
+    if with_pool:
+        pool = jax_sa.insert(jax_sa.init_pool(1024), prompts[:2], lengths[:2])
+    both = generate(
+        *(prompts, lengths, 100),
+        drafter=toy_model.drafter(2),
+        follow_neural=follow_neural,
+        costs=jnp.ones(1 + free(8).size),
+        pool=pool,
+    )
     assert_greedy(both, prompts, lengths, [100] * 4)
-    alone = generate(prompts, lengths, 100, costs=free(8))
-    assert int(both.steps.sum()) < 0.9 * int(alone.steps.sum())
+    assert int(both.steps.sum()) < 0.9 * steps_alone
 
 
 def test_without_automata_drafts_are_chains():
@@ -262,10 +283,10 @@ def test_in_place_on_a_gpu(h100):
 
 
 def test_with_a_pool_of_the_same_texts():
-    prompts, lengths = random_prompts(6, [9, 30, 12])
+    prompts, lengths = random_prompts(6, [9, 30, 12, 20])
     once = generate(prompts, lengths, 60, costs=free(8))
-    pool = jax_sa.insert_slots(jax_sa.init_pool(1024), once.state, jnp.arange(3, dtype=jnp.int32))
-    groups = jnp.asarray([0, 0, -1], jnp.int32)
+    pool = jax_sa.insert_slots(jax_sa.init_pool(1024), once.state, jnp.arange(4, dtype=jnp.int32))
+    groups = jnp.asarray([0, 0, -1, 0], jnp.int32)
     again = generate(prompts, lengths, 60, costs=free(8), pool=pool, groups=groups)
-    assert_greedy(again, prompts, lengths, [60] * 3)
+    assert_greedy(again, prompts, lengths, [60] * 4)
     assert (2 * again.steps[:2] < once.steps[:2]).all() and again.steps[2] > 2 * again.steps[0]

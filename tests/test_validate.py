@@ -66,14 +66,6 @@ def first_edge(state):
     return int(np.flatnonzero(state.edges[0, :, 0])[0])
 
 
-def a_list_of_two(state):
-    """(node, first entry, second entry) of a list that has both."""
-    for node, head in enumerate(state.heads[0].tolist()):
-        if head and (second := int(state.edges[0, head - 1, 3])):
-            return node, head - 1, second - 1
-    raise AssertionError("no such list")
-
-
 def free_entry(state):
     return int(np.flatnonzero(state.edges[0, :, 0] == 0)[-1])
 
@@ -92,61 +84,41 @@ def set_item(field, index, value):
 
 
 def without_an_edge(state):
-    """Its list goes on without it, so that only the edge is missing."""
-    node, first, second = a_list_of_two(state)
-    state.heads[0, node] = second + 1
-    state.edges[0, first] = 0
+    """The last of its run of entries, so that no search passes where it was."""
+    taken = state.edges[0, :, 0] != 0
+    state.edges[0, np.flatnonzero(taken & ~np.roll(taken, -1))[0]] = 0
 
 
 def with_another_edge(state):
-    entry = free_entry(state)
-    state.edges[0, entry] = (6, 99, 2 * 3, state.heads[0, 5])
-    state.heads[0, 5] = entry + 1
+    state.edges[0, free_entry(state)] = (6, 99, 2 * 3, 5)
+
+
+def with_a_needless_edge(state):
+    """A shorter node's own edge, to where that of the longer one leads anyway."""
+    first = first_edge(state)
+    end, token, target, length = state.edges[0, first]
+    state.edges[0, free_entry_after(state, first)] = (end, token, target & ~1, length - 1)
 
 
 def with_an_edge_twice(state):
     """The second where a search that passed the first would find it."""
     first = first_edge(state)
-    entry = free_entry_after(state, first)
-    node = state.edges[0, first, 0] - 1
-    state.edges[0, entry] = (*state.edges[0, first, :3], state.heads[0, node])
-    state.heads[0, node] = entry + 1
+    state.edges[0, free_entry_after(state, first)] = state.edges[0, first]
 
 
 def with_an_edge_elsewhere(state):
     """Where no search comes by: after a free entry."""
-    node, first, _ = a_list_of_two(state)
     entries = state.edges.shape[1]
     taken = state.edges[0, :, 0] != 0
+    first = np.flatnonzero(taken & ~np.roll(taken, -1))[0]
     entry = next(i for i in range(entries) if not taken[i] and not taken[i - 1] and i - 1 != first)
     state.edges[0, entry] = state.edges[0, first]
     state.edges[0, first] = 0
-    state.heads[0, node] = entry + 1
 
 
 def with_a_full_table(state):
     free = state.edges[0, :, 0] == 0
     state.edges[0, free] = (1, 12345, 2, 0)
-
-
-def with_a_cycle(state):
-    _, first, second = a_list_of_two(state)
-    state.edges[0, second, 3] = first + 1
-
-
-def with_a_cycle_beside_the_list(state):
-    """Every entry is pointed to once, but the list's head leads past the cycle."""
-    node, first, _ = a_list_of_two(state)
-    state.heads[0, node] = 0
-    last = first
-    while state.edges[0, last, 3]:
-        last = int(state.edges[0, last, 3]) - 1
-    state.edges[0, last, 3] = first + 1
-
-
-def with_anothers_list(state):
-    heads = np.flatnonzero(state.heads[0])
-    state.heads[0, heads[0]] = state.heads[0, heads[1]]
 
 
 CORRUPTIONS = {
@@ -163,6 +135,7 @@ CORRUPTIONS = {
     "clone-end": (set_item("clones", (0, 1), 1000), Invalid.NODES),
     "window": (set_item("suffixes", (0, 0), 3), Invalid.SUFFIXES),
     "window-length": (set_item("suffixes", (31, 1), 1), Invalid.SUFFIXES),
+    "window-end": (set_item("suffixes", (0, 2), 1), Invalid.SUFFIXES),
     "target": (
         lambda state: set_item("edges", (first_edge(state), 2), 2 * 10**6)(state),
         Invalid.EDGES,
@@ -173,18 +146,18 @@ CORRUPTIONS = {
     ),
     "source": (
         lambda state: set_item("edges", (first_edge(state), 0), -3)(state),
-        Invalid.EDGES | Invalid.LISTS,
+        Invalid.EDGES,
+    ),
+    "longest-source": (
+        lambda state: set_item("edges", (first_edge(state), 3), -1)(state),
+        Invalid.EDGES,
     ),
     "edge-missing": (without_an_edge, Invalid.EDGES),
     "edge-too-many": (with_another_edge, Invalid.EDGES),
+    "edge-needless": (with_a_needless_edge, Invalid.EDGES),
     "edge-twice": (with_an_edge_twice, Invalid.EDGES),
     "edge-elsewhere": (with_an_edge_elsewhere, Invalid.EDGES),
-    "full-table": (with_a_full_table, Invalid.EDGES | Invalid.LISTS),
-    "cycle": (with_a_cycle, Invalid.LISTS),
-    "cycle-beside": (with_a_cycle_beside_the_list, Invalid.LISTS),
-    "anothers-list": (with_anothers_list, Invalid.LISTS),
-    "head-outside": (set_item("heads", (0,), 10**6), Invalid.LISTS),
-    "head-negative": (set_item("heads", (0,), -1), Invalid.LISTS),
+    "full-table": (with_a_full_table, Invalid.EDGES),
 }
 
 
@@ -233,8 +206,8 @@ def test_what_is_not_read_may_be_anything(valid):
 
 
 def test_arrays_that_do_not_belong_together(valid):
-    with pytest.raises(ValueError, match=r"state\.heads: expected int32"):
-        jax_sa.validate(dataclasses.replace(valid, heads=valid.heads[:, 1:]))
+    with pytest.raises(ValueError, match=r"state\.index: expected int32"):
+        jax_sa.validate(dataclasses.replace(valid, index=valid.index[:, 4:]))
 
 
 @pytest.mark.parametrize("seed", range(4))

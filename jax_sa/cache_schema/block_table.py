@@ -14,7 +14,10 @@ import jax.numpy as jnp
 from jax_sa._checks import check_array, check_int
 
 PADDING_PAGE = 0
+"""The page that padding tokens are written to: no request has it."""
+
 PADDING_SLOT = 0
+"""The slot of a padding token: no request has it."""
 
 
 @jax.tree_util.register_dataclass

@@ -14,9 +14,12 @@ from jax_sa.cache_schema._fields import set_fields
 class AttentionType(enum.StrEnum):
     """The kinds of layer; a value is its name in the `layer_types` of a Hugging Face config."""
 
-    SWA = "sliding_attention"  # the sliding window alone
-    CSA = "compressed_sparse_attention"  # and an entry per csa_ratio tokens, picked by an indexer
-    HCA = "heavily_compressed_attention"  # and an entry per hca_ratio tokens, all attended
+    SWA = "sliding_attention"
+    """The sliding window alone."""
+    CSA = "compressed_sparse_attention"
+    """And an entry for each `csa_ratio` tokens, of which an indexer picks some."""
+    HCA = "heavily_compressed_attention"
+    """And an entry for each `hca_ratio` tokens, all of them attended to."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class DSV4Config:
     max_position_embeddings: int = 1_048_576
     """The longest context that the model was made for."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("layer_types", "mtp_layer_types"):
             set_fields(self, **{name: _check_types(name, getattr(self, name))})
         if not self.layer_types:
@@ -86,7 +89,7 @@ class LayerSpec:
     mtp: bool = False
     """Whether it is an MTP layer."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         set_fields(
             self,
             index=check_int("index", self.index, 0),

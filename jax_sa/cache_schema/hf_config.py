@@ -10,7 +10,7 @@ from jax_sa._json import read_json_object
 from jax_sa.cache_schema.config import AttentionType, DSV4Config
 
 
-def from_hf(source: Mapping[str, Any] | str | os.PathLike) -> DSV4Config:
+def from_hf(source: Mapping[str, Any] | str | os.PathLike[str]) -> DSV4Config:
     """The part of a Hugging Face config that decides the caches.
 
     The layers are in `compress_ratios` (0, 4 or 128 each), in `layer_types`, or in both. The

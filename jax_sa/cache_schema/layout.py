@@ -34,7 +34,7 @@ class Entry:
     width: int
     """Number of items."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         set_fields(self, dtype=_dtype_name(self.dtype), width=check_int("width", self.width, 0))
 
     @property
@@ -93,7 +93,7 @@ class Page:
     alignment: int = 1
     """The size of the page is a multiple of this many bytes."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         set_fields(
             self,
             entries=check_int("entries", self.entries, 0),
@@ -142,7 +142,7 @@ class CacheLayout:
     """The size of a page, which an SWA ring is as well, is rounded up to a multiple of this many
     bytes."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_entry("kv", self.kv, KV_ENTRIES)
         _check_entry("indexer", self.indexer, INDEXER_ENTRIES)
         set_fields(

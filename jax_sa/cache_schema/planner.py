@@ -1,12 +1,10 @@
 """A plan of every byte on a device, and by bisection the most requests or tokens that fit."""
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
-
-import jax
+from typing import Any, Protocol
 
 from jax_sa._checks import INT32_MAX, check_bool, check_int
 from jax_sa.cache_schema.block_table import block_table_bytes
@@ -17,6 +15,13 @@ from jax_sa.cache_schema.schema import LayerCacheSchema, build_schema
 from jax_sa.state import get_state_size
 
 MAX_BYTES = 2**63 - 1
+
+
+class ReportsMemory(Protocol):
+    """A `jax.Device`, whose own type type checkers do not know."""
+
+    def memory_stats(self) -> Mapping[str, int] | None:
+        """The bytes of its memory by name; `bytes_limit` is what JAX may take of it."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class CachePlan:
 
 def plan(
     config: DSV4Config,
-    hbm: int | jax.Device,
+    hbm: int | ReportsMemory,
     weights_bytes: int = 0,
     *,
     context_tokens: int,
@@ -205,7 +210,7 @@ def plan(
 
 def max_requests(
     config: DSV4Config,
-    hbm: int | jax.Device,
+    hbm: int | ReportsMemory,
     weights_bytes: int = 0,
     *,
     context_tokens: int,
@@ -225,7 +230,7 @@ def max_requests(
 
 def max_context(
     config: DSV4Config,
-    hbm: int | jax.Device,
+    hbm: int | ReportsMemory,
     weights_bytes: int = 0,
     *,
     requests: int,
@@ -248,7 +253,7 @@ def _largest(fits: Callable[[int], bool], limit: int) -> int:
     return bisect.bisect_left(range(1, limit + 1), True, key=lambda n: not fits(n))
 
 
-def _hbm_bytes(hbm: int | jax.Device) -> int:
+def _hbm_bytes(hbm: int | ReportsMemory) -> int:
     if not hasattr(hbm, "memory_stats"):
         return check_int("hbm", hbm, 1, MAX_BYTES)
     stats = hbm.memory_stats() or {}

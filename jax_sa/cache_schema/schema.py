@@ -65,7 +65,7 @@ class LayerCacheSchema:
     page_alignment: int
     """The size of a page is rounded up to a multiple of this many bytes."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         positive = {"block_size", "entry_head_dim", "sliding_window", "page_alignment"}
         for field in dataclasses.fields(self):
             if field.type is int:

@@ -1,10 +1,12 @@
 """The devices that a command runs on."""
 
+from typing import Any
+
 import jax
 
 
-def start_jax() -> list[jax.Device]:
-    """The devices of JAX's default backend.
+def start_jax() -> list[Any]:
+    """Each `jax.Device` of JAX's default backend.
 
     Raises:
       ValueError: JAX cannot use the platforms that `JAX_PLATFORMS` names.

@@ -20,7 +20,7 @@ from jax_sa.cli.encoder import load_encoder
 from jax_sa.cli.output import show
 from jax_sa.cli.progress import ProgressBar
 from jax_sa.cli.table import format_table
-from jax_sa.pool import MAX_CAPACITY, MIN_CAPACITY, SEPARATOR, Pool, get_pool_size, init_pool
+from jax_sa.pool import MAX_CAPACITY, SEPARATOR, Pool, get_pool_size, init_pool
 from jax_sa.pool_insert import insert_texts
 from jax_sa.storage import load, save
 
@@ -133,13 +133,12 @@ def _check_capacity(capacity: int) -> None:
 def _fitting(texts: list[np.ndarray]) -> int:
     """The least capacity of a pool that holds all texts and their separators."""
     tokens = sum(len(text) + 1 for text in texts)
-    capacity = max(tokens + -tokens % MIN_CAPACITY, MIN_CAPACITY)
-    if capacity > MAX_CAPACITY:
+    if tokens > MAX_CAPACITY:
         raise ValueError(
             f"FILE: expected at most {MAX_CAPACITY} tokens, got {tokens}: a --capacity keeps the "
             "last of them"
         )
-    return capacity
+    return max(tokens, 1)
 
 
 def _read(path: pathlib.Path, encode: Callable[[str], list[int]] | None) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ from jax_sa import traces as traces_module
 from jax_sa._checks import check_int
 from jax_sa.cli.devices import start_jax
 from jax_sa.cli.encoder import load_encoder
-from jax_sa.cli.output import json_file, show
+from jax_sa.cli.output import json_file, printable, show
 from jax_sa.cli.progress import ProgressBar
 from jax_sa.cli.table import format_table
 from jax_sa.draft_tree import MAX_NODES
@@ -18,6 +18,19 @@ from jax_sa.pool import get_pool_size
 from jax_sa.replay import Replayed, replay_traces, summarize
 from jax_sa.state import INDEXES
 from jax_sa.traces import Trace
+
+COLUMNS = {
+    "category": "category",
+    "responses": "responses",
+    "tokens": "tokens",
+    "steps": "steps",
+    "tokens/step": "tokens_per_step",
+    "drafted/step": "drafted_per_step",
+}
+"""The columns of the table, by title. A step accepts one token less than it makes."""
+
+MAX_CATEGORY = 20
+"""Longer names of categories are cut in the table; JSON has them in full."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -131,9 +144,17 @@ def run(args: argparse.Namespace) -> int:
         )
         rows = summarize(results)
         write_json(_as_json(options | {"index": args.index}, results, rows))
-    titles = [name.replace("_", " ") for name in rows[0]]
-    show(format_table(titles, [list(row.values()) for row in rows]))
+    show(format_table(list(COLUMNS), [_cells(row) for row in rows]))
     return 0
+
+
+def _cells(row: dict[str, Any]) -> list[object]:
+    """A row of the table, which fits 80 columns."""
+    category, *others = (row[key] for key in COLUMNS.values())
+    category = printable(category)
+    if len(category) > MAX_CATEGORY:
+        category = category[: MAX_CATEGORY - 3] + "..."
+    return [category, *others]
 
 
 def _pool_capacity(capacity: int) -> int:

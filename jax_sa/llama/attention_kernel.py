@@ -38,8 +38,11 @@ def is_possible(head_dim: int, shared: int) -> bool:
 
 
 def tile_width(mean: int, shared: int) -> int:
-    """W, for blocks of so many tokens a row: 16 rows of a product, more for prompts."""
-    return max(64 if mean >= 32 else 16, shared) // shared
+    """W, for blocks of so many tokens a row: 16 rows of a product, more for prompts.
+
+    Wider tiles read keys less often, but there are fewer of them, and each takes longer.
+    """
+    return max(64 if mean >= 64 else 16, shared) // shared
 
 
 def paged_attention(

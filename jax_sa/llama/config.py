@@ -171,7 +171,7 @@ def _refuse_unsupported(hf: Mapping[str, Any]) -> None:
         ("quantization_config", None),
     ):
         if hf.get(name, supported) != supported:
-            raise ValueError(f"{name}: expected {supported}, got {hf[name]!r}")
+            raise ValueError(f"{name}: expected {supported}, as supported here, got {hf[name]!r}")
 
 
 def _positive(hf: Mapping[str, Any], name: str, default: Any = None, kind: type = int) -> Any:

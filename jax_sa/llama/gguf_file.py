@@ -21,7 +21,7 @@ from jax_sa.llama.config import GENERATION_FILE, Config
 from jax_sa.llama.tokenizer import FILE as TOKENIZER_FILE
 from jax_sa.llama.tokenizer import import_tokenizers
 
-DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+DTYPES: dict[str, Any] = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 
 NAMES = {
     "token_embd": "model.embed_tokens",

@@ -1,12 +1,15 @@
-"""A decoder layer as eight kernels for GPUs, for blocks of few tokens.
+"""A decoder layer as eight kernels for GPUs.
 
 Where few tokens are read, a step waits for kernels to start and for weights to come. So the kernel
-of a product also does what follows it: the rotary embedding and the writing of keys and values, the
-gate, the residual sum. It reads its weights in place, from the array of all layers. Its time hardly
-depends on the number of tokens: they share one reading of the weights.
+of a product also does what follows it: the rotary embedding and the writing of keys and values, or
+the gate. It reads its weights in place, from the array of all layers. Its time hardly depends on
+the number of tokens: they share one reading of the weights.
 
 A program of a product computes one tile of tokens times one tile of outputs, with tensor cores, and
-goes over the inputs chunk by chunk. A token's result does not depend on the block's other tokens.
+goes over the inputs chunk by chunk. A product with few tiles of outputs would leave most of a GPU
+idle: each of several programs sums a part of its inputs (split-K), and the normalisation that
+follows, which reads whole rows anyway, adds the parts to the states. In a product, a token's result
+does not depend on the block's other tokens, only on how many there are, and up to 64 not on that.
 
 Letters: T tokens, L layers, D hidden size, G key/value heads, R query heads of each, H head size,
 I inner size of the MLP, N pages, S tokens of a page; M tokens of a tile, C columns, K inputs.
@@ -23,16 +26,21 @@ from jax.experimental.pallas import triton
 from jax_sa.llama import attention_kernel
 from jax_sa.llama.attention import Block, Memory
 
-MOST_TOKENS = 256
-"""Blocks of more tokens are left to XLA's products: prompts."""
+MOST_TOKENS = 1024
+"""Blocks of more tokens are left to XLA's products. Their layers are a loop in the program, for
+which a GPU waits for the host: so does then every step that might have such a block."""
 TOKENS = 64
-"""Tokens of a tile at most; at least 16, of which a product may use fewer."""
-COLUMNS = 32
-"""Outputs of a tile."""
-INPUTS = 128
+"""Tokens of a tile, of which a product may use fewer: tiles of 16 take no less time."""
+COLUMNS = (64, 32, 16)
+"""Outputs of a tile: the most that leave a program for each multiprocessor, or else the fewest."""
+PROGRAMS = 128
+"""Multiprocessors of a GPU, about. Where a product has fewer tiles, its inputs are split too."""
+MOST_PARTS = 4
+"""Parts of the inputs at most: all are written, and read again."""
+INPUTS = 64
 """Inputs of a chunk."""
 WARPS = 4
-STAGES = 4
+STAGES = 8
 """Chunks that are on their way at the same time at most."""
 SHARED_BYTES = 96 * 1024
 """What these may take of a multiprocessor's memory: every GPU from 2018 on has so much."""
@@ -48,12 +56,13 @@ def is_possible(layers: Any, tokens: int, head_dim: int) -> bool:
     if not isinstance(layers, dict) or set(layers) != names or tokens > MOST_TOKENS:
         return False
     hidden, inner = layers["o"].shape[-1], layers["down"].shape[-2]
-    is_tiled = hidden % COLUMNS == 0 and inner % COLUMNS == 0
+    is_tiled = hidden % COLUMNS[-1] == 0 and inner % COLUMNS[-1] == 0
     return is_tiled and head_dim in (32, 64, 128) and layers["qkv"].dtype == jnp.bfloat16
 
 
 def through_layers(
     layers: dict[str, jax.Array],
+    norm: jax.Array,
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array],
     block: Block,
@@ -62,10 +71,11 @@ def through_layers(
     *,
     interpret: bool = False,
 ) -> tuple[jax.Array, Memory]:
-    """The states [T, D] after all layers, and the memory with the block.
+    """The normalised states [T, D] after all layers, and the memory with the block.
 
     Args:
       layers: of all layers.
+      norm: [D] weights of the last normalisation.
       x: [T, D].
       rotation: cosines and sines float32[T, 1, H / 2].
       block: of the tokens.
@@ -76,40 +86,63 @@ def through_layers(
     ((keys,), (values,)) = memory
 
     @jax.jit  # so that it is lowered once
-    def step(x, keys, values, layer):
-        normed = normalise(x, layers["attention_norm"], layer, eps, interpret=interpret)
+    def step(x, parts, keys, values, layer):
+        x, normed = normalise(x, parts, layers["attention_norm"], layer, eps, interpret=interpret)
         q, keys, values = project_heads(
             normed, layers["qkv"], layer, rotation, block, keys, values, interpret=interpret
         )
         seen = attention_kernel.paged_attention(q, keys, values, layer, block, interpret=interpret)
-        x = add_product(x, seen.reshape(x.shape[0], -1), layers["o"], layer, interpret=interpret)
-        normed = normalise(x, layers["mlp_norm"], layer, eps, interpret=interpret)
+        parts = multiply(seen.reshape(x.shape[0], -1), layers["o"], layer, interpret=interpret)
+        x, normed = normalise(x, parts, layers["mlp_norm"], layer, eps, interpret=interpret)
         gated = gate(normed, layers["gate_up"], layer, interpret=interpret)
-        return add_product(x, gated, layers["down"], layer, interpret=interpret), keys, values
+        return x, multiply(gated, layers["down"], layer, interpret=interpret), keys, values
 
     # Not a loop in the program: a GPU would wait for the host before every layer.
+    parts = jnp.zeros((0, *x.shape), jnp.float32)
     for layer in range(layers["o"].shape[0]):
-        x, keys, values = step(x, keys, values, jnp.asarray(layer, jnp.int32))
-    return x, ((keys,), (values,))
+        x, parts, keys, values = step(x, parts, keys, values, jnp.asarray(layer, jnp.int32))
+    first = jnp.asarray(0, jnp.int32)
+    _, normed = normalise(x, parts, norm[None], first, eps, interpret=interpret)
+    return normed, ((keys,), (values,))
 
 
 def normalise(
-    x: jax.Array, weight: jax.Array, layer: jax.Array, eps: float, *, interpret: bool = False
-) -> jax.Array:
-    """`jax_sa.llama.model.rms_norm` of states [T, D] by the layer's weights of [L, D]."""
-    hidden = x.shape[1]
+    x: jax.Array,
+    parts: jax.Array,
+    weight: jax.Array,
+    layer: jax.Array,
+    eps: float,
+    *,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """States x [T, D] plus the parts float32[P, T, D] of a product; and these normalised.
 
-    def normalise_kernel(layer_ref, x_ref, weight_ref, out_ref):
+    It is `jax_sa.llama.model.rms_norm` by the layer's weights of [L, D].
+    """
+    hidden, num_parts = x.shape[1], parts.shape[0]
+
+    def normalise_kernel(layer_ref, x_ref, *refs):
+        weight_ref, *out_refs = refs[1:] if num_parts else refs
         column = jnp.arange(pl.next_power_of_2(hidden), dtype=jnp.int32)
         is_in, token = column < hidden, pl.program_id(0)
-        wide = triton.load(x_ref.at[token, column], mask=is_in, other=0).astype(jnp.float32)
+        states = triton.load(x_ref.at[token, column], mask=is_in, other=0)
+        if num_parts:
+            wide = states.astype(jnp.float32)
+            for part in range(num_parts):
+                wide += triton.load(refs[0].at[part, token, column], mask=is_in, other=0)
+            states = wide.astype(states.dtype)
+            triton.store(out_refs[0].at[token, column], states, mask=is_in)
+        wide = states.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.sum(wide * wide) / hidden + eps)
         weight = triton.load(weight_ref.at[layer_ref[0], column], mask=is_in, other=0)
-        out = (wide * scale).astype(out_ref.dtype) * weight
-        triton.store(out_ref.at[token, column], out, mask=is_in)
+        out = (wide * scale).astype(states.dtype) * weight
+        triton.store(out_refs[-1].at[token, column], out, mask=is_in)
 
-    call = _call(normalise_kernel, (x.shape[0],), [_like(x)], interpret)
-    return call(layer[None], x, weight)[0]
+    made = [_like(x)] * (2 if num_parts else 1)
+    added = [parts] if num_parts else []
+    call = _call(normalise_kernel, (x.shape[0],), made, interpret)
+    *summed, normed = call(layer[None], x, *added, weight)
+    return (summed[0] if summed else x), normed
 
 
 def project_heads(
@@ -137,20 +170,25 @@ def project_heads(
     """
     total, (groups, head_dim) = x.shape[0], (keys.shape[2], keys.shape[4])
     shared = weight.shape[-1] // (groups * head_dim) - 2
-    tile = _tile(total)
+    pairs = head_dim // 2
+    while pairs > COLUMNS[-1] and _programs(total, weight.shape[-1] // (2 * pairs)) < PROGRAMS:
+        pairs //= 2
     cos, sin = (angle.reshape(total, -1) for angle in rotation)
+
+    splits = head_dim // 2 // pairs
 
     def heads_kernel(
         layer_ref, page_ref, place_ref, cos_ref, sin_ref, x_ref, weight_ref, _, __,
         q_ref, k_ref, v_ref,
     ):  # fmt: skip
-        layer, token, member, group = layer_ref[0], _token(tile), *map(pl.program_id, (1, 2))
+        layer, token, nth, group = layer_ref[0], _token(), *map(pl.program_id, (1, 2))
+        member, piece = nth // splits, nth % splits
         is_in, is_value = token < total, member == shared + 1
-        half = jnp.arange(head_dim // 2, dtype=jnp.int32)
+        half = piece * pairs + jnp.arange(pairs, dtype=jnp.int32)
         begin = (group * (shared + 2) + member) * head_dim
         columns = (begin + half, begin + head_dim // 2 + half)
         places = [lambda row, column=column: (layer, row, column[None]) for column in columns]
-        first, second = _products(x_ref, weight_ref, places, token, half.size)
+        first, second = _products(x_ref, weight_ref, places, token, pairs)
         angle, mask = (token[:, None], half[None]), is_in[:, None]
         cos = jnp.where(is_value, 1.0, triton.load(cos_ref.at[angle], mask=mask, other=0.0))
         sin = jnp.where(is_value, 0.0, triton.load(sin_ref.at[angle], mask=mask, other=0.0))
@@ -169,10 +207,10 @@ def project_heads(
     q = jax.ShapeDtypeStruct((total, groups, shared, head_dim), x.dtype)
     return _call(
         heads_kernel,
-        (pl.cdiv(total, tile), shared + 2, groups),
+        (pl.cdiv(total, TOKENS), (shared + 2) * splits, groups),
         [q, _like(keys), _like(values)],
         interpret,
-        chunk=INPUTS * (tile + head_dim),
+        chunk=INPUTS * (TOKENS + 2 * pairs),
         aliases={7: 1, 8: 2},
     )(layer[None], block.page, block.place, cos, sin, x, weight, keys, values)
 
@@ -182,50 +220,62 @@ def gate(
 ) -> jax.Array:
     """[T, I] the gated inner states of the MLP: states [T, D] by the layer's [L, D, 2, I]."""
     (total, _), inner = x.shape, weight.shape[-1]
-    tile = _tile(total)
+    columns = _columns(total, inner)
 
     def gate_kernel(layer_ref, x_ref, weight_ref, out_ref):
-        token, column = _token(tile), _column()
+        token, column = _token(), _column(columns)
         layer = layer_ref[0]
         places = [lambda row, which=which: (layer, row, which, column[None]) for which in (0, 1)]
-        gate, up = _products(x_ref, weight_ref, places, token, COLUMNS)
+        gate, up = _products(x_ref, weight_ref, places, token, columns)
         out = gate / (1.0 + jnp.exp(-gate)) * up
         mask = (token < total)[:, None]
         triton.store(out_ref.at[token[:, None], column[None]], out.astype(out_ref.dtype), mask=mask)
 
     out = jax.ShapeDtypeStruct((total, inner), x.dtype)
-    grid, chunk = (pl.cdiv(total, tile), inner // COLUMNS), INPUTS * (tile + 2 * COLUMNS)
+    grid, chunk = (pl.cdiv(total, TOKENS), inner // columns), INPUTS * (TOKENS + 2 * columns)
     call = _call(gate_kernel, grid, [out], interpret, chunk=chunk)
     return call(layer[None], x, weight)[0]
 
 
-def add_product(
-    x: jax.Array, inputs: jax.Array, weight: jax.Array, layer: jax.Array, *, interpret: bool = False
+def multiply(
+    x: jax.Array, weight: jax.Array, layer: jax.Array, *, interpret: bool = False
 ) -> jax.Array:
-    """States x [T, D], plus inputs [T, K] by the layer's matrix of [L, K, D]."""
-    total, hidden = x.shape
-    tile = _tile(total)
+    """float32[P, T, D], whose sum over P parts is x [T, K] by the layer's matrix of [L, K, D]."""
+    (total, size), outputs = x.shape, weight.shape[-1]
+    columns = _columns(total, outputs, MOST_PARTS)
+    programs = _programs(total, outputs // columns)
+    chunks = pl.cdiv(size, INPUTS)
+    share = pl.cdiv(chunks, max(1, min(MOST_PARTS, PROGRAMS // programs)))
+    parts = pl.cdiv(chunks, share)
 
-    def add_product_kernel(layer_ref, x_ref, inputs_ref, weight_ref, out_ref):
-        token, column = _token(tile), _column()
+    def multiply_kernel(layer_ref, x_ref, weight_ref, out_ref):
+        token, column, part = _token(), _column(columns), pl.program_id(2)
         layer = layer_ref[0]
         places = [lambda row: (layer, row, column[None])]
-        (product,) = _products(inputs_ref, weight_ref, places, token, COLUMNS)
-        at, mask = (token[:, None], column[None]), (token < total)[:, None]
-        states = triton.load(x_ref.at[at], mask=mask, other=0).astype(jnp.float32)
-        triton.store(out_ref.at[at], (states + product).astype(out_ref.dtype), mask=mask)
+        begin = part * share
+        chosen = (begin, jnp.minimum(begin + share, chunks))
+        (product,) = _products(x_ref, weight_ref, places, token, columns, chosen)
+        at, mask = (part, token[:, None], column[None]), (token < total)[:, None]
+        triton.store(out_ref.at[at], product, mask=mask)
 
-    grid, chunk = (pl.cdiv(total, tile), hidden // COLUMNS), INPUTS * (tile + COLUMNS)
-    call = _call(add_product_kernel, grid, [_like(x)], interpret, chunk=chunk)
-    return call(layer[None], x, inputs, weight)[0]
+    out = jax.ShapeDtypeStruct((parts, total, outputs), jnp.float32)
+    grid = (pl.cdiv(total, TOKENS), outputs // columns, parts)
+    call = _call(multiply_kernel, grid, [out], interpret, chunk=INPUTS * (TOKENS + columns))
+    return call(layer[None], x, weight)[0]
 
 
 def _products(
-    x_ref: Any, weight_ref: Any, places: list[Callable], token: jax.Array, width: int
+    x_ref: Any,
+    weight_ref: Any,
+    places: list[Callable],
+    token: jax.Array,
+    width: int,
+    chunks: tuple[Any, Any] | None = None,
 ) -> list[jax.Array]:
     """float32[M, width] the products of rows int32[M] of x [T, K] and tiles of matrices.
 
-    Each of `places` gives the places of a tile in the weights for its rows int32[K', 1].
+    Each of `places` gives the places of a tile in the weights for its rows int32[K', 1]. `chunks`
+    of inputs, from the first to before the second, are summed over; None: all.
     """
     total, size = x_ref.shape
 
@@ -238,7 +288,7 @@ def _products(
         return [p + _product(x, weight) for p, weight in zip(products, loaded, strict=True)]
 
     start = [jnp.zeros((token.size, width), jnp.float32) for _ in places]
-    return jax.lax.fori_loop(0, pl.cdiv(size, INPUTS), visit, start)
+    return jax.lax.fori_loop(*(chunks or (0, pl.cdiv(size, INPUTS))), visit, start)
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -270,23 +320,30 @@ def _call(
     )
 
 
-def _tile(total: int) -> int:
-    """M, for blocks of so many tokens."""
-    return min(TOKENS, max(16, pl.next_power_of_2(total)))
-
-
-def _token(tile: int) -> jax.Array:
+def _token() -> jax.Array:
     """int32[M] the tokens of a program.
 
     Those that there are not are neither read nor stored. No two are the same: of two stores to one
     place, one of them masked, either could remain.
     """
-    return pl.program_id(0) * tile + jnp.arange(tile, dtype=jnp.int32)
+    return pl.program_id(0) * TOKENS + jnp.arange(TOKENS, dtype=jnp.int32)
 
 
-def _column() -> jax.Array:
+def _programs(total: int, tiles: int) -> int:
+    """Programs of a product with so many tiles of outputs."""
+    return pl.cdiv(total, TOKENS) * tiles
+
+
+def _columns(total: int, outputs: int, most_parts: int = 1) -> int:
+    """C, for so many outputs, and inputs that may be split into so many parts."""
+    fitting = [columns for columns in COLUMNS if outputs % columns == 0]
+    enough = [c for c in fitting if most_parts * _programs(total, outputs // c) >= PROGRAMS]
+    return (enough or fitting[-1:])[0]
+
+
+def _column(columns: int) -> jax.Array:
     """int32[C] the outputs of a program."""
-    return pl.program_id(1) * COLUMNS + jnp.arange(COLUMNS, dtype=jnp.int32)
+    return pl.program_id(1) * columns + jnp.arange(columns, dtype=jnp.int32)
 
 
 def _like(x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -159,8 +159,8 @@ def forward(
     embedded = params["embed"][tokens]
     if kernels := _layer_kernels(config, params, tokens.size, mesh):
         rotation, eps = rotate_by(config, block.text_positions), config.rms_norm_eps
-        x, memory = kernels.through_layers(params["layers"], embedded, rotation, block, memory, eps)
-        return rms_norm(x, params["norm"], eps), memory
+        layers, norm = params["layers"], params["norm"]
+        return kernels.through_layers(layers, norm, embedded, rotation, block, memory, eps)
     attend = cached_attention(block, mesh)
     return decode(config, params, embedded, block.text_positions, attend, memory)
 

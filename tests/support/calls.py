@@ -25,6 +25,7 @@ def int32(values):
 
 _extend = jax.jit(jax_sa.extend, donate_argnums=0)
 _lookup = jax.jit(jax_sa.lookup, static_argnames=LOOKUP_OPTIONS)
+_lookup_after = jax.jit(jax_sa.lookup_after, static_argnames=LOOKUP_OPTIONS)
 _extend_lookup = jax.jit(jax_sa.extend_lookup, static_argnames=LOOKUP_OPTIONS, donate_argnums=0)
 _reset = jax.jit(jax_sa.reset, donate_argnums=0)
 _copy_slots = jax.jit(jax_sa.copy_slots, donate_argnums=0)
@@ -47,6 +48,15 @@ def extend_lookup(state, rows, slots=None, lengths=None, limits=None, **options)
     lengths = [len(row) for row in rows] if lengths is None else lengths
     tokens = int32(np.reshape(pad(rows, width), (len(rows), width)))
     return _extend_lookup(
+        state, tokens, int32(lengths), slots=int32(slots), limits=int32(limits), **options
+    )
+
+
+def lookup_after(state, rows, slots=None, lengths=None, limits=None, **options):
+    width = max(map(len, rows), default=0)
+    lengths = [len(row) for row in rows] if lengths is None else lengths
+    tokens = int32(np.reshape(pad(rows, width), (len(rows), width)))
+    return _lookup_after(
         state, tokens, int32(lengths), slots=int32(slots), limits=int32(limits), **options
     )
 

@@ -7,19 +7,17 @@ crash or a loop without end is the caller's to see.
 """
 
 import argparse
-import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import texts
 from calls import extend, extend_lookup, lookup, reference_of, reset
-from inspection import assert_slot_equals
+from inspection import ARRAYS, assert_slot_equals
 
 import jax_sa
 
 CAPACITY = 24
-FIELDS = [field.name for field in dataclasses.fields(jax_sa.State)]
 
 
 def valid_state(random, num_slots):
@@ -40,7 +38,7 @@ def word(random, old):
 
 def change_words(random, state, slot):
     for _ in range(random.integers(1, 4)):
-        leaf = getattr(state, FIELDS[random.integers(len(FIELDS))]).reshape(len(state.length), -1)
+        leaf = getattr(state, ARRAYS[random.integers(len(ARRAYS))]).reshape(len(state.length), -1)
         used = np.flatnonzero(leaf[slot])
         anywhere = random.integers(leaf.shape[1])
         place = random.choice(used) if used.size and random.random() < 0.7 else anywhere
@@ -48,29 +46,29 @@ def change_words(random, state, slot):
 
 
 def swap_words(random, state, slot):
-    leaf = getattr(state, FIELDS[random.integers(len(FIELDS))]).reshape(len(state.length), -1)
+    leaf = getattr(state, ARRAYS[random.integers(len(ARRAYS))]).reshape(len(state.length), -1)
     one, other = random.integers(leaf.shape[1], size=2)
     leaf[slot, [one, other]] = leaf[slot, [other, one]]
 
 
 def cut_off(random, state, slot):
-    leaf = getattr(state, FIELDS[random.integers(len(FIELDS))]).reshape(len(state.length), -1)
+    leaf = getattr(state, ARRAYS[random.integers(len(ARRAYS))]).reshape(len(state.length), -1)
     leaf[slot, random.integers(leaf.shape[1]) :] = 0
 
 
 def randomize(random, state, slot):
-    leaf = getattr(state, FIELDS[random.integers(len(FIELDS))]).reshape(len(state.length), -1)
+    leaf = getattr(state, ARRAYS[random.integers(len(ARRAYS))]).reshape(len(state.length), -1)
     high = [3, CAPACITY, 5 * CAPACITY, 2**31][random.integers(4)]
     leaf[slot] = random.integers(0, high, leaf.shape[1])
 
 
 def take_anothers(random, state, slot):
-    leaf = getattr(state, FIELDS[random.integers(len(FIELDS))])
+    leaf = getattr(state, ARRAYS[random.integers(len(ARRAYS))])
     leaf[slot] = leaf[random.integers(len(leaf))]
 
 
 def randomize_all(random, state, slot):
-    for name in FIELDS:
+    for name in ARRAYS:
         leaf = getattr(state, name).reshape(len(state.length), -1)
         leaf[slot] = random.integers(-(2**31), 2**31, leaf.shape[1])
 

@@ -3,9 +3,11 @@
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 
 import jax_sa
+from jax_sa.state import pack, unpack
 
 
 @dataclasses.dataclass
@@ -18,14 +20,20 @@ class Slot:
     length: dict
     first_end: dict
     recent_end: dict
-    suffixes: list  # (node, length)
+    suffixes: list  # (node, length, first end)
+
+
+ARRAYS = tuple(unpack(jax_sa.init(1, 1)))
+"""The names of a state's arrays."""
 
 
 def slot_arrays(state, slot):
-    return {
-        field.name: np.asarray(getattr(state, field.name)[slot])
-        for field in dataclasses.fields(jax_sa.State)
-    }
+    return {name: np.asarray(array[slot]) for name, array in unpack(state).items()}
+
+
+def with_arrays(state, **changes):
+    """A state of NumPy arrays in which some are others."""
+    return pack({**unpack(jax.tree.map(np.asarray, state)), **changes})
 
 
 def read_slot(state, slot):
@@ -38,16 +46,10 @@ def read_slot(state, slot):
     length = {node: int(clone[node][0]) if node in clone else node for node in nodes}
     first_end = {node: int(clone[node][1]) if node in clone else node for node in nodes}
     recent = {node: int(arrays["nodes"][node, 1]) for node in nodes}
-    edges = {(i, token): i + 1 for i, token in enumerate(text)}
-    solid = {key: True for key in edges}
-    explicit = _explicit_edges(arrays)
-    assert not edges.keys() & explicit.keys(), "an implied edge was stored"
-    for (node, token), target in explicit.items():
-        edges[node, token] = target >> 1
-        solid[node, token] = bool(target & 1)
-    suffixes = [tuple(map(int, pair)) for pair in arrays["suffixes"]]
-    roots = [i for i, (node, _) in enumerate(suffixes) if node == 0]
-    assert all(pair == (0, 0) for pair in suffixes[roots[0] :]) if roots else True
+    edges, solid = _edges(arrays, text, length, first_end)
+    suffixes = [tuple(map(int, suffix)) for suffix in arrays["suffixes"]]
+    roots = [i for i, (node, *_) in enumerate(suffixes) if node == 0]
+    assert all(suffix == (0, 0, 0) for suffix in suffixes[roots[0] :]) if roots else True
     return Slot(
         text=text,
         status=int(arrays["status"]),
@@ -61,24 +63,31 @@ def read_slot(state, slot):
     )
 
 
-def _explicit_edges(arrays):
-    """The edges as the lists hold them, which must be the edges as the table holds them."""
-    table = {
-        (int(source) - 1, int(token)): int(target)
-        for source, token, target, _ in arrays["edges"]
-        if source
-    }
-    assert len(table) == np.count_nonzero(arrays["edges"][:, 0]), "an edge is stored twice"
-    listed = {}
-    for node, head in enumerate(arrays["heads"]):
-        entry = int(head)
-        while entry:
-            source, token, target, entry = map(int, arrays["edges"][entry - 1])
-            assert source == node + 1, "a list holds another node's edge"
-            assert (source - 1, token) not in listed, "a list repeats an edge"
-            listed[source - 1, token] = target
-    assert listed == table
-    return table
+def _edges(arrays, text, length, first_end):
+    """All edges as (node, token) -> target, and whether they are solid, from those stored."""
+    stored = {}
+    for end, token, target, longest in arrays["edges"].tolist():
+        if end:
+            assert longest not in stored.setdefault((end - 1, token), {}), "an edge is stored twice"
+            stored[end - 1, token][longest] = (target >> 1, bool(target & 1))
+    for i, token in enumerate(text):
+        assert i not in stored.setdefault((i, token), {}), "an implied edge was stored"
+        stored[i, token][i] = (i + 1, True)
+    nodes = {}  # of a first end, the longest first
+    for node in sorted(length, key=length.get, reverse=True):
+        nodes.setdefault(first_end[node], []).append(node)
+    edges, solid = {}, {}
+    for (end, token), targets in stored.items():
+        last = None
+        for node in nodes[end]:
+            found = targets.pop(length[node], None)
+            assert found is None or last is None or found[0] != last, "an edge is stored needlessly"
+            if found:
+                last, edges[node, token], solid[node, token] = found[0], *found
+            elif last is not None:
+                edges[node, token], solid[node, token] = last, False
+        assert not targets, "an edge is of no node"
+    return edges, solid
 
 
 def assert_slot_equals(state, slot, automaton, status=0):
@@ -97,4 +106,6 @@ def assert_slot_equals(state, slot, automaton, status=0):
         for (node, token), target in edges.items()
     }
     nodes = itertools.islice(automaton.repeated_suffixes(), 32)
-    assert got.suffixes == [(node, automaton.length[node]) for node in nodes]
+    assert got.suffixes == [
+        (node, automaton.length[node], automaton.first_end[node]) for node in nodes
+    ]

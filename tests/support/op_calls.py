@@ -56,6 +56,18 @@ OPS = {
     "lookup pool": lambda state, pool, groups: jax_sa.lookup(
         state, pool=pool, groups=groups, **DRAFT()
     ),
+    "lookup_after": lambda state, tokens, lengths, limits: jax_sa.lookup_after(
+        state, tokens, lengths, limits=limits, **DRAFT()
+    ),
+    "lookup_after slots": lambda state, row_tokens, row_lengths, slots: jax_sa.lookup_after(
+        state, row_tokens, row_lengths, slots=slots, **DRAFT()
+    ),
+    "lookup_after pool": lambda state, tokens, lengths, pool, groups: jax_sa.lookup_after(
+        state, tokens, lengths, pool=pool, groups=groups, **DRAFT()
+    ),
+    "lookup slots pool": lambda state, slots, pool: jax_sa.lookup(
+        state, slots=slots, pool=pool, **DRAFT()
+    ),
     "extend_lookup": lambda state, tokens, lengths, limits: jax_sa.extend_lookup(
         state, tokens, lengths, limits=limits, **DRAFT()
     ),
@@ -89,6 +101,8 @@ UPDATING = [
 
 ADDING = [
     "lookup slots",
+    "lookup_after slots",
+    "lookup slots pool",
     "extend_lookup slots",
     "extend_lookup_tree slots",
     "read_tokens slots",

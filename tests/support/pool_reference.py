@@ -32,7 +32,7 @@ def place(gram, following, capacity):
     value = 0
     for token in reversed(gram):
         value = (value * 0x9E3779B1 + term(token)) % 2**32
-    return 2 * (mix(value) * (capacity // 4) >> 32) + branch(following)
+    return 2 * (mix(value) * math.ceil(capacity / 4) >> 32) + branch(following)
 
 
 def branch(following):
@@ -144,7 +144,7 @@ class Group:
         ring = np.zeros(self.capacity, np.int32)
         for position in range(self.start - self.shift, self.head):
             ring[position % self.capacity] = self.token(position)
-        table = np.zeros((len(LENGTHS), self.capacity // 2), np.int32)
+        table = np.zeros((len(LENGTHS), 2 * math.ceil(self.capacity / 4)), np.int32)
         for (n, slot), end in self.entries.items():
             table[LENGTHS.index(n), slot] = end
         return ring, self.head, table

@@ -70,6 +70,14 @@ def tree_loop(state, targets):
     return jax.lax.while_loop(unfinished, body, (state, tree))
 
 
+def following_step(state, targets):
+    """What follows a neural draft decides what is appended."""
+    lengths = jnp.full(SLOTS, 3, jnp.int32)
+    following = jax_sa.lookup_after(state, targets, lengths, max_draft=MAX_DRAFT)
+    joined = jax_sa.join_drafts(targets[:, :3], following)
+    return jax_sa.extend(state, joined.tokens, joined.length)
+
+
 def one_slot(state, targets):
     return jax_sa.extend(
         state, targets[:1], jnp.full(1, 3, jnp.int32), slots=jnp.full(1, 5, jnp.int32)
@@ -99,11 +107,11 @@ PROGRAMS = [
     reading,
 ]
 
-TREE_PROGRAMS = [tree_step, tree_loop]
+AUTOMATON_PROGRAMS = [tree_step, tree_loop, following_step]
 
 WITH_INDEX = [
     *((program, index) for program in PROGRAMS for index in ("automaton", "scan")),
-    *((program, "automaton") for program in TREE_PROGRAMS),
+    *((program, "automaton") for program in AUTOMATON_PROGRAMS),
 ]
 """Programs, and the indexes that they work with."""
 

@@ -142,6 +142,18 @@ def exact_lookup(text, min_match=1, max_match=None, occurrence="recent"):
     return Match(length, ends[0] if occurrence == "first" else ends[-1])
 
 
+def match_after(text, added, min_match=1, max_match=None, occurrence="recent"):
+    """The longest suffix of the text with `added` behind it that occurs in the text alone."""
+    whole = text + added
+    longest = len(whole) if max_match is None else min(max_match, len(whole))
+    for length in range(longest, min_match - 1, -1):
+        suffix = whole[len(whole) - length :]
+        ends = [n for n in range(length, len(text) + 1) if text[n - length : n] == suffix]
+        if ends:
+            return Match(length, ends[0] if occurrence == "first" else ends[-1])
+    return NO_MATCH
+
+
 def classes_of_longer_suffixes(text, length):
     """How many nodes hold the repeated suffixes longer than this one's own node does.
 

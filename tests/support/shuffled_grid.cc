@@ -52,7 +52,6 @@ struct ShuffledGrid {
 
   void raise(int32_t& place, int32_t value) const { place = std::max(place, value); }
   void lower(int32_t& place, int32_t value) const { place = std::min(place, value); }
-  int32_t exchange(int32_t& place, int32_t value) const { return std::exchange(place, value); }
   int32_t compare_exchange(int32_t& place, int32_t expected, int32_t value) const {
     return place == expected ? std::exchange(place, value) : place;
   }
@@ -62,18 +61,19 @@ struct ShuffledGrid {
 
 // Returns how many rows were built.
 extern "C" int32_t extend(void* const* leaves, int32_t num_slots, int32_t max_seq_len,
-                          int32_t num_entries, const int32_t* text, const int32_t* lengths,
+                          int32_t index_words, const int32_t* text, const int32_t* lengths,
                           const int32_t* slots, int32_t num_rows, int32_t width, int32_t* lines,
                           int32_t capacity, int32_t* header, int32_t build_cost,
                           int32_t elements_per_token, uint32_t seed) {
   std::mt19937 random(seed);
   State state;
-#define ASSIGN(type, name, size) state.name = static_cast<type*>(leaves[leaf_##name]);
-  JAX_SA_LEAVES(ASSIGN)
-#undef ASSIGN
+  state.numbers = static_cast<int32_t*>(leaves[0]);
+  state.tokens = static_cast<int32_t*>(leaves[1]);
+  state.index = static_cast<int32_t*>(leaves[2]);
   state.num_slots = num_slots;
   state.max_seq_len = max_seq_len;
-  state.num_entries = num_entries;
+  state.index_words = index_words;
+  state.num_entries = num_entries_in(index_words, max_seq_len);
   std::vector<int32_t> left(num_rows);
   const Prefill op{state,       {slots, num_rows},         {text, lengths, width},
                    left.data(), {lines, header, capacity}, {build_cost, elements_per_token}};

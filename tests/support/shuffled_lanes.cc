@@ -31,14 +31,15 @@ struct ShuffledWarp : HostWarp {
 
 namespace {
 
-State state_of(void* const* leaves, int32_t max_seq_len, int32_t num_entries) {
+State state_of(void* const* leaves, int32_t max_seq_len, int32_t index_words) {
   State state;
-#define ASSIGN(type, name, size) state.name = static_cast<type*>(leaves[leaf_##name]);
-  JAX_SA_LEAVES(ASSIGN)
-#undef ASSIGN
+  state.numbers = static_cast<int32_t*>(leaves[0]);
+  state.tokens = static_cast<int32_t*>(leaves[1]);
+  state.index = static_cast<int32_t*>(leaves[2]);
   state.num_slots = 1;
   state.max_seq_len = max_seq_len;
-  state.num_entries = num_entries;
+  state.index_words = index_words;
+  state.num_entries = num_entries_in(index_words, max_seq_len);
   return state;
 }
 
@@ -50,7 +51,7 @@ Pool pool_of(int32_t* const* leaves, int32_t num_groups, int32_t capacity) {
 
 // `leaves` are the arrays of a state of one slot, `pool` those of a pool of one group. `draft` has
 // room for `max_draft` tokens, and then for its length, match length, match end and source.
-extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t num_entries,
+extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t index_words,
                               int32_t* const* pool, int32_t capacity, const int32_t* text,
                               const int32_t* lengths, int32_t width, int32_t* draft,
                               int32_t max_draft, uint32_t seed) {
@@ -58,7 +59,7 @@ extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t 
   ShuffledWarp warp;
   warp.random = &random;
   int32_t* const numbers = draft + max_draft;
-  const ExtendLookup op{state_of(leaves, max_seq_len, num_entries),
+  const ExtendLookup op{state_of(leaves, max_seq_len, index_words),
                         {nullptr, 1},
                         {pool_of(pool, 1, capacity), nullptr},
                         {text, lengths, width},
@@ -67,15 +68,33 @@ extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t 
   op(warp, 0);
 }
 
+// The draft that follows `text`, with the same arguments.
+extern "C" void lookup_after(void* const* leaves, int32_t max_seq_len, int32_t num_entries,
+                             int32_t* const* pool, int32_t capacity, const int32_t* text,
+                             const int32_t* lengths, int32_t width, int32_t* draft,
+                             int32_t max_draft, uint32_t seed) {
+  std::mt19937 random(seed);
+  ShuffledWarp warp;
+  warp.random = &random;
+  int32_t* const numbers = draft + max_draft;
+  const LookupAfter op{state_of(leaves, max_seq_len, num_entries),
+                       {nullptr, 1},
+                       {pool_of(pool, 1, capacity), nullptr},
+                       {text, lengths, width},
+                       {nullptr, 1, max_seq_len, true, true, 1e9},
+                       {draft, numbers, numbers + 1, numbers + 2, numbers + 3, max_draft}};
+  op(warp, 0);
+}
+
 // `tree` has room for five numbers of each node, and for their count.
-extern "C" void lookup_tree(void* const* leaves, int32_t max_seq_len, int32_t num_entries,
+extern "C" void lookup_tree(void* const* leaves, int32_t max_seq_len, int32_t index_words,
                             int32_t* const* pool, int32_t capacity, int32_t* tree,
                             int32_t max_nodes, uint32_t seed) {
   std::mt19937 random(seed);
   ShuffledWarp warp;
   warp.random = &random;
   const auto field = [&](int32_t i) { return tree + int64_t{i} * max_nodes; };
-  const LookupTree op{state_of(leaves, max_seq_len, num_entries),
+  const LookupTree op{state_of(leaves, max_seq_len, index_words),
                       {nullptr, 1},
                       {pool_of(pool, 1, capacity), nullptr},
                       {nullptr, 0, 1},

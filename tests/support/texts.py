@@ -35,6 +35,19 @@ def most_edges(length):
     return [0] + [1] * (length - 2) + [2]
 
 
+def nested_repeats(words):
+    """All suffixes of a text, the shortest first: many nodes whose first end is where it ended."""
+    text = list(range(words))
+    for length in range(1, words):
+        text += [words + length, *range(words - length, words)]
+    return text
+
+
+def redirected_run(length):
+    """The edges of more nodes than the window holds lead to a clone at once."""
+    return [1] * length + [2, 0] + [1] * (length - 1) + [2, 1, 1, 2]
+
+
 def source_code(length=None):
     """The tokens of a few standard library modules, numbered in order of appearance."""
     source = "".join(inspect.getsource(module) for module in (textwrap, string, inspect, re))
@@ -59,6 +72,8 @@ SMALL = {
     "fibonacci": fibonacci_word(300),
     "most-states": most_states(150),
     "most-edges": most_edges(150),
+    "nested-repeats": nested_repeats(40),
+    "redirected-run": redirected_run(120),
     "edge-tokens": edge_tokens(200),
     "source-code": source_code(400),
 }
