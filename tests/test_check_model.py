@@ -16,6 +16,13 @@ REQUIRED += ["refused", "alone", "rows", "late", "room"]
 CAPACITY = 24
 
 
+@pytest.fixture(autouse=True)
+def exact():
+    """A GPU would otherwise round the products of float32."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 def check(fault, init_cache=attention_model.init_cache, **options):
     model = attention_model.make(fault)
     return jax_sa.check_model(model, PARAMS, init_cache, capacity=CAPACITY, **options)

@@ -18,6 +18,13 @@ PARAMS = jnp.asarray(toy_model.TABLE)
 ATTENTION = attention_model.init_params()
 
 
+@pytest.fixture(autouse=True)
+def exact():
+    """A GPU would otherwise round the products of float32."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 def shifting_model(params, tokens, cache):
     """The toy model on a cache that, like many, moves a write beyond its end back inside."""
     room = cache.tokens.shape[1] - tokens.shape[1]
