@@ -37,10 +37,10 @@ for name in "${tests[@]}"; do paths+=("$repo/tests/test_$name.py"); done
 
 if [ "$which" != thread ]; then
   echo "== address, undefined"
-  flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g"
+  flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1 -g1"
   CXX=$compiler "$python" -m pip install --quiet --no-build-isolation --no-deps \
     --target "$scratch/site" -C build-dir="$scratch/build" -C install.strip=false \
-    -C cmake.build-type=RelWithDebInfo -C cmake.define.JAX_SA_CUDA=OFF \
+    -C cmake.build-type=Debug -C cmake.define.JAX_SA_CUDA=OFF \
     -C "cmake.define.CMAKE_CXX_FLAGS=$flags" "$repo"
   cd "$scratch"
   # Python and jaxlib do not free all that they hold when they end; handlers allocate nothing.

@@ -41,7 +41,7 @@ tests=(
   "test_host_build.py -k goes_on and 41 and int32"
   "test_read_tokens.py -k 33"
   "test_pool.py -k test_inserts and 3-64 or test_lookups and 3-64-options6 or test_insert_slots or rebasing and 30"
-  "test_draft_tree.py -k with_a_pool and 64-1 or neural_drafts and 3-4 or rows_and_limits"
+  "test_draft_tree.py -k leader_is or rows_and_limits or garbage"
   "test_scan.py -k kernel and (blocks and 17 and source-code or sees_matches and 40)"
   "test_prefill.py -k rows_of_all_kinds or prompt_then_tree or full_slot"
   "test_validate.py -k are_valid and most_edges and 33 or not_read or duplicate"
@@ -68,10 +68,14 @@ run() { # tool, number of a selection
   esac
   local file=${selection%% *} chosen=${selection#* -k }
   local log="$logs/$tool-$(basename "$file" .py).txt"
-  (cd /tmp && timeout "${LIMIT:-600}" compute-sanitizer --tool "$tool" "${options[@]}" \
-    --print-limit 20 --log-file "$log" "${PYTHON:-python3}" -m pytest -q -x -p no:cacheprovider -p no:xdist -p no:benchmark \
-    -c "$repo/pyproject.toml" --rootdir "$repo" "$repo/tests/$file" -k "$chosen") \
-    >"$log.pytest" 2>&1
+  # A tool that crashes itself has found nothing, and mostly does not crash again.
+  for _ in 1 2 3; do
+    (cd /tmp && timeout "${LIMIT:-600}" compute-sanitizer --tool "$tool" "${options[@]}" \
+      --print-limit 20 --log-file "$log" "${PYTHON:-python3}" -m pytest -q -x \
+      -p no:cacheprovider -p no:xdist -p no:benchmark -c "$repo/pyproject.toml" \
+      --rootdir "$repo" "$repo/tests/$file" -k "$chosen") >"$log.pytest" 2>&1 || true
+    ! grep -q SUMMARY "$log" 2>/dev/null || break
+  done
 }
 
 started=$SECONDS

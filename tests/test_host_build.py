@@ -22,7 +22,7 @@ def test_a_text_is_built(length, as_tokens):
     built = jax_sa.build_on_host(as_tokens(text), 2500, seed=-9)
     assert_slot_equals(built, 0, reference_of(text, 2500))
     assert built.seed.tolist() == [-9]
-    assert built.length.devices().pop().platform == "cpu"
+    assert built.tokens.devices().pop().platform == "cpu"
 
 
 @pytest.mark.parametrize("as_slot", [int, np.int32, int32])
