@@ -29,8 +29,8 @@ class SAConfig(DraftOptions):
 
     All slots are allocated at once: `max_slots * jax_sa.get_state_size(max_seq_len, index=index)`
     bytes, about 68 for each token of each slot, or 8 where the index is a scan. The defaults, 64
-    requests of 32,768 tokens, are 160 MB, small beside any model; 256 requests of 262,144 tokens
-    would be 5.1 GB. Choose the sizes of the engine's own cache.
+    requests of 32,768 tokens, are 143 MB, small beside any model; 256 requests of 262,144 tokens
+    would be 4.6 GB. Choose the sizes of the engine's own cache.
 
     Raises:
       ValueError, TypeError: naming the option.
