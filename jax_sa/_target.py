@@ -147,11 +147,18 @@ def run_here(target: Target, *operands: jax.Array) -> list[jax.Array]:
     call = jax.ffi.ffi_call(target_name(target.op), types, input_output_aliases=aliases or None)
     results = call(*values, **{name: _attribute(v) for name, v in target.attributes})
     return [
-        value
-        if isinstance(result, int) or not result.role.vmapped
-        else value.reshape(*shapes[result.role.axis], *value.shape[1:])
+        value if isinstance(result, int) else _own(result, value, shapes)
         for result, value in zip(target.results, results, strict=True)
     ]
+
+
+def _own(result: Result, value: jax.Array, shapes: dict[str | None, tuple[int, ...]]) -> jax.Array:
+    # XLA for GPUs may run a call once more where a loop stacks one of its results, on copies of the
+    # arrays that it updates. It does not see through a barrier.
+    value = jax.lax.optimization_barrier(value)
+    if not result.role.vmapped:
+        return value
+    return value.reshape(*shapes[result.role.axis], *value.shape[1:])
 
 
 def _join(role: Role, value: jax.Array) -> jax.Array:

@@ -116,12 +116,12 @@ def test_any_order_follows_alike(library, seed):
     text = generator.integers(0, 2 + seed, 200, dtype=np.int32)
     state = jax_sa.extend(jax_sa.init(1, 200), jnp.asarray(text[None]), jnp.full(1, 200, jnp.int32))
     slot = jax.tree.map(np.array, state)
-    leaves = (ctypes.c_void_p * 10)(*map(pointer, jax.tree.leaves(slot)))
+    leaves = (ctypes.c_void_p * 3)(*map(pointer, jax.tree.leaves(slot)))
     for n in range(40):
         added = generator.integers(0, 2 + seed, n, dtype=np.int32)
         drafted = np.full(MAX_DRAFT + 4, -9, np.int32)
         library.lookup_after(
-            *(leaves, 200, slot.edges.shape[1], rings, 4),
+            *(leaves, 200, slot.index.shape[1], rings, 4),
             *(pointer(added), pointer(np.array([n], np.int32)), n),
             *(pointer(drafted), MAX_DRAFT, seed + n),
         )

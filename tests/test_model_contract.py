@@ -40,7 +40,7 @@ def shifting_model(params, tokens, cache):
 @pytest.mark.parametrize("new", [1, 2, 9, 30])
 def test_exactly_prompt_and_new_tokens_are_room_enough(new, sampled):
     """Rows come to their ends at different steps, some long before the others."""
-    prompts, lengths = random_prompts(4, [20, 20, 5, 20])
+    prompts, lengths = random_prompts(4, [20, 20, 5, 20], 20)
     limits = jnp.asarray([new, min(new, 3), new, max(new - 4, 0)], jnp.int32)
     sampling = jax_sa.Sampling(jax.random.key(0), temperature=0.0) if sampled else None
     drafted = jax_sa.generate(

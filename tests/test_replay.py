@@ -340,7 +340,7 @@ def test_command(tmp_path, capsys):
         (["--min-match", "3", "--max-match", "2"], "max_match: expected an int in [3,"),
         (["--draft-factor", "-1"], "draft_factor: expected a finite number above 0"),
         (["--slots", "0"], "--slots: expected an int"),
-        (["--pool", "0"], "--pool: capacity: expected an int in [4,"),
+        (["--pool", "0"], "--pool: capacity: expected an int in [1,"),
         (["--pool", "0"], "--pool: capacity: expected an int in [1, 268435456], got 0"),
         (["--tree", "0"], "--tree: expected an int in [1, 1024], got 0"),
         (["--pool-responses-only"], "--pool-responses-only: expected --pool, got none"),

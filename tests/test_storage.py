@@ -150,7 +150,8 @@ def test_pools_whose_arrays_do_not_belong_together(tmp_path, pool, field):
     path = tmp_path / "state: pool"
     jax_sa.save(path, pool)
     array = np.asarray(getattr(pool, field))
-    rewrite(path, **{field: array[..., 1:]})
+    fewer = 4 if field == "ring" else 1  # rings of 13 to 16 tokens have tables of one size
+    rewrite(path, **{field: array[..., fewer:]})
     assert "expected" in load_error(path)
     rewrite(path, **{field: array.astype(np.int64)})
     assert "expected int32[" in load_error(path)

@@ -39,7 +39,7 @@ def test_the_logits_of_a_node_are_those_of_its_path(loaded):
     def read(tokens, tree=None):
         _, cache = apply(settings, params, families.TOKENS[:, :before], empty_cache(settings))
         cache = jax_sa.decoder._advance(cache, jnp.full(ROWS, before, jnp.int32))
-        block = None if tree is None else tree_block(tree, cache.length)
+        block = None if tree is None else tree_block(tree, cache.length, jnp.zeros(ROWS, jnp.int32))
         return np.asarray(apply(settings, params, tokens, cache, block)[0])
 
     last = jnp.asarray(families.TOKENS[:, before : before + 1])

@@ -69,7 +69,7 @@ extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t 
 }
 
 // The draft that follows `text`, with the same arguments.
-extern "C" void lookup_after(void* const* leaves, int32_t max_seq_len, int32_t num_entries,
+extern "C" void lookup_after(void* const* leaves, int32_t max_seq_len, int32_t index_words,
                              int32_t* const* pool, int32_t capacity, const int32_t* text,
                              const int32_t* lengths, int32_t width, int32_t* draft,
                              int32_t max_draft, uint32_t seed) {
@@ -77,7 +77,7 @@ extern "C" void lookup_after(void* const* leaves, int32_t max_seq_len, int32_t n
   ShuffledWarp warp;
   warp.random = &random;
   int32_t* const numbers = draft + max_draft;
-  const LookupAfter op{state_of(leaves, max_seq_len, num_entries),
+  const LookupAfter op{state_of(leaves, max_seq_len, index_words),
                        {nullptr, 1},
                        {pool_of(pool, 1, capacity), nullptr},
                        {text, lengths, width},
