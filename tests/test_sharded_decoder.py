@@ -113,6 +113,11 @@ def test_steps(name, index):
         )
 
 
+def padded_model(params, tokens, cache):
+    """`model`, of a table that two devices share evenly."""
+    return model(params[:VOCABULARY], tokens, cache)
+
+
 @pytest.mark.parametrize("state_axes", [[], ["data"]])
 def test_split_parameters(state_axes):
     """Beside a model whose parameters are split, the automata are whole, or split by slots."""
@@ -121,12 +126,8 @@ def test_split_parameters(state_axes):
     params = jax.device_put(
         jnp.pad(jnp.asarray(TABLE), ((0, 1), (0, 0))), NamedSharding(mesh, PartitionSpec("model"))
     )
-
-    def padded(params, tokens, cache):
-        return model(params[:VOCABULARY], tokens, cache)
-
     got = jax_sa.generate(
-        padded,
+        padded_model,
         params,
         *jax.device_put(request(), rows),
         max_new_tokens=NEW,
