@@ -47,6 +47,24 @@ Pool pool_of(int32_t* const* leaves, int32_t num_groups, int32_t capacity) {
   return {leaves[0], leaves[1], leaves[2], leaves[3], num_groups, capacity};
 }
 
+// Runs an op that takes a text and drafts, on one slot.
+template <class Op>
+void run_draft(void* const* leaves, int32_t max_seq_len, int32_t index_words, int32_t* const* pool,
+               int32_t capacity, const int32_t* text, const int32_t* lengths, int32_t width,
+               int32_t* draft, int32_t max_draft, uint32_t seed) {
+  std::mt19937 random(seed);
+  ShuffledWarp warp;
+  warp.random = &random;
+  int32_t* const numbers = draft + max_draft;
+  const Op op{state_of(leaves, max_seq_len, index_words),
+              {nullptr, 1},
+              {pool_of(pool, 1, capacity), nullptr},
+              {text, lengths, width},
+              {nullptr, 1, max_seq_len, true, true, 1e9},
+              {draft, numbers, numbers + 1, numbers + 2, numbers + 3, max_draft}};
+  op(warp, 0);
+}
+
 }  // namespace
 
 // `leaves` are the arrays of a state of one slot, `pool` those of a pool of one group. `draft` has
@@ -55,17 +73,8 @@ extern "C" void extend_lookup(void* const* leaves, int32_t max_seq_len, int32_t 
                               int32_t* const* pool, int32_t capacity, const int32_t* text,
                               const int32_t* lengths, int32_t width, int32_t* draft,
                               int32_t max_draft, uint32_t seed) {
-  std::mt19937 random(seed);
-  ShuffledWarp warp;
-  warp.random = &random;
-  int32_t* const numbers = draft + max_draft;
-  const ExtendLookup op{state_of(leaves, max_seq_len, index_words),
-                        {nullptr, 1},
-                        {pool_of(pool, 1, capacity), nullptr},
-                        {text, lengths, width},
-                        {nullptr, 1, max_seq_len, true, true, 1e9},
-                        {draft, numbers, numbers + 1, numbers + 2, numbers + 3, max_draft}};
-  op(warp, 0);
+  run_draft<ExtendLookup>(leaves, max_seq_len, index_words, pool, capacity, text, lengths, width,
+                          draft, max_draft, seed);
 }
 
 // The draft that follows `text`, with the same arguments.
@@ -73,17 +82,8 @@ extern "C" void lookup_after(void* const* leaves, int32_t max_seq_len, int32_t i
                              int32_t* const* pool, int32_t capacity, const int32_t* text,
                              const int32_t* lengths, int32_t width, int32_t* draft,
                              int32_t max_draft, uint32_t seed) {
-  std::mt19937 random(seed);
-  ShuffledWarp warp;
-  warp.random = &random;
-  int32_t* const numbers = draft + max_draft;
-  const LookupAfter op{state_of(leaves, max_seq_len, index_words),
-                       {nullptr, 1},
-                       {pool_of(pool, 1, capacity), nullptr},
-                       {text, lengths, width},
-                       {nullptr, 1, max_seq_len, true, true, 1e9},
-                       {draft, numbers, numbers + 1, numbers + 2, numbers + 3, max_draft}};
-  op(warp, 0);
+  run_draft<LookupAfter>(leaves, max_seq_len, index_words, pool, capacity, text, lengths, width,
+                         draft, max_draft, seed);
 }
 
 // `tree` has room for five numbers of each node, and for their count.
