@@ -1,6 +1,5 @@
 """The cost of steps, measured through the compiled loop that will run them."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,14 +13,17 @@ from jax_sa.state import AnyState
 CALIBRATION_TOKENS = 8
 """New tokens that a calibration needs at least, to see steps of every width."""
 
-SLICE_SECONDS = 0.05
-"""Steps of one width are timed in slices that take about so long."""
-
 MAX_SLICE = 32
-"""Steps of a slice at most."""
+"""Steps that are timed together at most."""
 
-SLICES = 3
-"""Slices of each width; the fastest counts."""
+SLICE_SECONDS = 0.05
+"""A slice of more than one step takes no longer."""
+
+WIDTH_SECONDS = 0.15
+"""Slices of each width are timed, one in a round, until they take about so long together."""
+
+ROUNDS = (3, 12)
+"""The least and the most rounds; of each width's slices the fastest counts."""
 
 
 class Calibration(NamedTuple):
@@ -35,6 +37,38 @@ class Calibration(NamedTuple):
     """The automata, for the next call."""
 
 
+class _Stopwatch:
+    """Times slices of work, which begins anew where it has come to its end."""
+
+    def __init__(
+        self,
+        restart: Callable[[Any], Any],
+        advance: Callable[[Any, jax.Array, int], tuple[Any, int]],
+    ):
+        self.restart, self.advance = restart, advance
+        self.work = restart(None)
+
+    def time(self, costs: jax.Array, steps: int) -> tuple[float, int]:
+        """The seconds of a slice, and its steps: fewer only where all of the work has fewer.
+
+        ValueError if it has none.
+        """
+        taken, done = self._advance(costs, steps)
+        if done < steps:
+            self.work = self.restart(self.work)
+            taken, done = self._advance(costs, steps)
+        if done < steps:
+            if done == 0:
+                raise ValueError("prompts: expected answers of several steps, all ended at once")
+            self.work = self.restart(self.work)
+        return taken, done
+
+    def _advance(self, costs: jax.Array, steps: int) -> tuple[float, int]:
+        begun = time.perf_counter()
+        self.work, done = self.advance(self.work, costs, steps)
+        return time.perf_counter() - begun, done
+
+
 def measure_costs(
     restart: Callable[[Any], Any],
     advance: Callable[[Any, jax.Array, int], tuple[Any, int]],
@@ -45,7 +79,8 @@ def measure_costs(
 
     A width is forced by costs that make all others worthless, so that what is timed is the program
     that will run, and nothing else is compiled. A call takes its time without any step: that is
-    measured too, and not counted.
+    measured too, and not counted. It is not known exactly, so the slices of all widths have equally
+    many steps: then an error of it falls on all of them alike, and hardly on their ratios.
 
     Args:
       restart: makes work that is ready to decode, from None or from work that is done with.
@@ -56,45 +91,63 @@ def measure_costs(
     Raises:
       ValueError: work has no step to measure.
     """
-    work, fresh = restart(None), True
-    call = math.inf
-    for _ in range(1 + SLICES):
-        begun = time.perf_counter()
-        work, _ = advance(work, jnp.ones(num_widths, jnp.float32), 0)
-        call = min(call, time.perf_counter() - begun)
-    best, steps, longest = [math.inf] * num_widths, [1] * num_widths, MAX_SLICE
-    # Round by round, so that a while in which the machine is slow does not hit one width alone.
-    for number in range(1 + SLICES):
-        for width in range(num_widths):
-            forced = jnp.where(jnp.arange(num_widths) == width, 1.0, jnp.inf).astype(jnp.float32)
-            while True:
-                begun = time.perf_counter()
-                work, done = advance(work, forced, steps[width])
-                taken = time.perf_counter() - begun
-                # At least half, because clocks are not exact, and a step never costs nothing.
-                seconds = max(taken - call, taken / 2) / steps[width]
-                if done == steps[width]:
-                    break
-                if fresh and done == 0:
-                    raise ValueError(
-                        "prompts: expected answers of several steps, all ended at once"
-                    )
-                # It came to its end. The slices get shorter, so that this does not go on forever.
-                longest = steps[width] = max(1, steps[width] // 2)
-                work, fresh = restart(work), True
-            fresh = False
-            if number > 0:  # the first round warms up, and says how long a slice is to be
-                best[width] = min(best[width], seconds)
-            steps[width] = max(1, min(longest, int(SLICE_SECONDS / seconds)))
-            if number == SLICES:
-                on_progress(width + 1, num_widths)
-    return _smooth(best), work
+    watch = _Stopwatch(restart, advance)
+    forced = [
+        jnp.where(jnp.arange(num_widths) == width, 1.0, jnp.inf).astype(jnp.float32)
+        for width in range(num_widths)
+    ]
+    cheapest, dearest = _warm_up(watch, forced)
+    steps = int(np.clip(SLICE_SECONDS / dearest, 1, MAX_SLICE))
+    while True:
+        rounds = int(np.clip(WIDTH_SECONDS / (steps * cheapest), *ROUNDS))
+        seconds, done = _time_rounds(watch, forced, steps, rounds, on_progress)
+        if done == steps:
+            break
+        steps = min(done, steps // 2)  # at most half, so that this does not go on for long
+    call, *best = np.min(seconds, axis=0)
+    # At least half, because clocks are not exact, and a step never costs nothing.
+    return _smooth(np.maximum(np.subtract(best, call), np.divide(best, 2)) / steps), watch.work
 
 
-def _smooth(seconds: list[float]) -> jax.Array:
+def _warm_up(watch: _Stopwatch, forced: list[jax.Array]) -> tuple[float, float]:
+    """The seconds of a call of one step, of the cheapest and of the dearest width."""
+    seconds = []
+    for costs in forced:
+        watch.time(costs, 1)  # the first run of a program takes longer
+        seconds.append(watch.time(costs, 1)[0])
+    return min(seconds), max(seconds)
+
+
+def _time_rounds(
+    watch: _Stopwatch,
+    forced: list[jax.Array],
+    steps: int,
+    rounds: int,
+    on_progress: Callable[[int, int], None],
+) -> tuple[np.ndarray, int]:
+    """float[R, 1 + W] the seconds of a call without a step, and of a slice of each width.
+
+    Round by round, so that a while in which the machine is slow does not hit one width alone.
+
+    Returns:
+      The seconds, and the steps of all slices; of the first one that has fewer, if there is one.
+    """
+    seconds = np.empty((rounds, 1 + len(forced)))
+    for number in range(rounds):
+        seconds[number, 0], _ = watch.time(forced[0], 0)
+        for width, costs in enumerate(forced, 1):
+            seconds[number, width], done = watch.time(costs, steps)
+            if done < steps:
+                return seconds, done
+            if number == rounds - 1:
+                on_progress(width, len(forced))
+    return seconds, steps
+
+
+def _smooth(seconds: np.ndarray) -> jax.Array:
     """float32[W] costs that do not fall with the width: a step never does less than a narrower one.
 
     Where a wider step was measured as faster, the difference is noise, and the faster one counts.
     """
-    falling = np.minimum.accumulate(np.asarray(seconds, np.float32)[::-1])
+    falling = np.minimum.accumulate(seconds.astype(np.float32)[::-1])
     return jnp.asarray(falling[::-1])
