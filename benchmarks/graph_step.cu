@@ -129,9 +129,8 @@ void measure(const std::vector<int32_t>& tokens, const Case& timed) {
 
   int32_t* texts = to_device(step_tokens(tokens, timed, prefill, accepted, steps));
   int32_t* lengths = to_device(std::vector<int32_t>(slots, accepted));
-  const Drafts drafts{device_zeros<int32_t>(slots * kDraft), device_zeros<int32_t>(slots),
-                      device_zeros<int32_t>(slots),          device_zeros<int32_t>(slots),
-                      device_zeros<int32_t>(slots),          kDraft};
+  const Drafts drafts{device_zeros<int32_t>(slots * kDraft),
+                      device_zeros<int32_t>(slots * kDraftNumbers), kDraft};
   const auto step = [&, slots = slots, accepted = accepted](int i) {
     const Text text{texts + int64_t{i} * slots * accepted, lengths, accepted};
     const LookupOptions options{nullptr, 1, 1 << 30, true, true, 1e30};

@@ -36,11 +36,9 @@ inline LookupOptions options_from(const Ints<1>& limits, int64_t min_match, int6
           draft_factor};
 }
 
-inline Drafts drafts_from(IntsOut<2> tokens, IntsOut<1> length, IntsOut<1> match_length,
-                          IntsOut<1> match_end, IntsOut<1> source) {
-  return {tokens->typed_data(),       length->typed_data(),
-          match_length->typed_data(), match_end->typed_data(),
-          source->typed_data(),       static_cast<int32_t>(tokens->dimensions()[1])};
+inline Drafts drafts_from(IntsOut<2> tokens, IntsOut<2> numbers) {
+  return {tokens->typed_data(), numbers->typed_data(),
+          static_cast<int32_t>(tokens->dimensions()[1])};
 }
 
 // A pool of no groups is none; `groups` without elements say that all rows see group 0.
@@ -79,8 +77,7 @@ struct AutomatonHandlers {
 
   static ffi::Error lookup(typename Runner::Value context, Ints<1> slots, Ints<1> limits,
                            Ints<1> groups, Ints<2> ring, Ints<1> head, Ints<3> table,
-                           ffi::RemainingArgs leaves, IntsOut<2> draft, IntsOut<1> length,
-                           IntsOut<1> match_length, IntsOut<1> match_end, IntsOut<1> source,
+                           ffi::RemainingArgs leaves, IntsOut<2> draft, IntsOut<2> numbers,
                            int64_t min_match, int64_t max_match, bool recent, bool periodic,
                            double draft_factor) {
     const ffi::ErrorOr<State> state = state_from(leaves);
@@ -89,7 +86,7 @@ struct AutomatonHandlers {
     return Runner{context}(
         Lookup{*state, rows, pool_view_from(groups, ring, head, table),
                options_from(limits, min_match, max_match, recent, periodic, draft_factor),
-               drafts_from(draft, length, match_length, match_end, source)});
+               drafts_from(draft, numbers)});
   }
   static auto bind_lookup() {
     return ffi::Ffi::Bind()
@@ -102,10 +99,7 @@ struct AutomatonHandlers {
         .template Arg<Ints<3>>()  // pool: table
         .RemainingArgs()          // state
         .template Ret<Ints<2>>()  // draft tokens
-        .template Ret<Ints<1>>()  // draft length
-        .template Ret<Ints<1>>()  // match length
-        .template Ret<Ints<1>>()  // match end
-        .template Ret<Ints<1>>()  // source
+        .template Ret<Ints<2>>()  // draft numbers
         .template Attr<int64_t>("min_match")
         .template Attr<int64_t>("max_match")
         .template Attr<bool>("recent")
@@ -116,8 +110,7 @@ struct AutomatonHandlers {
   static ffi::Error lookup_after(typename Runner::Value context, Ints<2> tokens, Ints<1> lengths,
                                  Ints<1> slots, Ints<1> limits, Ints<1> groups, Ints<2> ring,
                                  Ints<1> head, Ints<3> table, ffi::RemainingArgs leaves,
-                                 IntsOut<2> draft, IntsOut<1> length, IntsOut<1> match_length,
-                                 IntsOut<1> match_end, IntsOut<1> source, int64_t min_match,
+                                 IntsOut<2> draft, IntsOut<2> numbers, int64_t min_match,
                                  int64_t max_match, bool recent, bool periodic,
                                  double draft_factor) {
     const ffi::ErrorOr<State> state = state_from(leaves);
@@ -126,7 +119,7 @@ struct AutomatonHandlers {
     return Runner{context}(LookupAfter{
         *state, rows, pool_view_from(groups, ring, head, table), text_from(tokens, lengths),
         options_from(limits, min_match, max_match, recent, periodic, draft_factor),
-        drafts_from(draft, length, match_length, match_end, source)});
+        drafts_from(draft, numbers)});
   }
   static auto bind_lookup_after() {
     return ffi::Ffi::Bind()
@@ -141,10 +134,7 @@ struct AutomatonHandlers {
         .template Arg<Ints<3>>()  // pool: table
         .RemainingArgs()          // state
         .template Ret<Ints<2>>()  // draft tokens
-        .template Ret<Ints<1>>()  // draft length
-        .template Ret<Ints<1>>()  // match length
-        .template Ret<Ints<1>>()  // match end
-        .template Ret<Ints<1>>()  // source
+        .template Ret<Ints<2>>()  // draft numbers
         .template Attr<int64_t>("min_match")
         .template Attr<int64_t>("max_match")
         .template Attr<bool>("recent")
@@ -155,10 +145,9 @@ struct AutomatonHandlers {
   static ffi::Error extend_lookup(typename Runner::Value context, Ints<2> tokens, Ints<1> lengths,
                                   Ints<1> slots, Ints<1> limits, Ints<1> groups, Ints<2> ring,
                                   Ints<1> head, Ints<3> table, ffi::RemainingArgs leaves,
-                                  IntsOut<2> draft, IntsOut<1> length, IntsOut<1> match_length,
-                                  IntsOut<1> match_end, IntsOut<1> source,
-                                  ffi::RemainingRets updated, int64_t min_match, int64_t max_match,
-                                  bool recent, bool periodic, double draft_factor) {
+                                  IntsOut<2> draft, IntsOut<2> numbers, ffi::RemainingRets updated,
+                                  int64_t min_match, int64_t max_match, bool recent, bool periodic,
+                                  double draft_factor) {
     const ffi::ErrorOr<State> state = state_from(leaves);
     if (state.has_error()) return state.error();
     if (ffi::Error error = check_in_place(leaves, updated); error.failure()) return error;
@@ -166,7 +155,7 @@ struct AutomatonHandlers {
     return Runner{context}(ExtendLookup{
         *state, rows, pool_view_from(groups, ring, head, table), text_from(tokens, lengths),
         options_from(limits, min_match, max_match, recent, periodic, draft_factor),
-        drafts_from(draft, length, match_length, match_end, source)});
+        drafts_from(draft, numbers)});
   }
   static auto bind_extend_lookup() {
     return ffi::Ffi::Bind()
@@ -181,10 +170,7 @@ struct AutomatonHandlers {
         .template Arg<Ints<3>>()  // pool: table
         .RemainingArgs()          // state
         .template Ret<Ints<2>>()  // draft tokens
-        .template Ret<Ints<1>>()  // draft length
-        .template Ret<Ints<1>>()  // match length
-        .template Ret<Ints<1>>()  // match end
-        .template Ret<Ints<1>>()  // source
+        .template Ret<Ints<2>>()  // draft numbers
         .RemainingRets()          // state
         .template Attr<int64_t>("min_match")
         .template Attr<int64_t>("max_match")

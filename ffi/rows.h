@@ -43,13 +43,12 @@ struct LookupOptions {
 };
 
 struct Drafts {
-  int32_t* tokens;        // [rows, max_draft]
-  int32_t* length;        // [rows]
-  int32_t* match_length;  // [rows]
-  int32_t* match_end;     // [rows]
-  int32_t* source;        // [rows]
+  int32_t* tokens;   // [rows, max_draft]
+  int32_t* numbers;  // [rows, kDraftNumbers]: length, match length, match end and source
   int32_t max_draft;
 };
+
+constexpr int32_t kDraftNumbers = 4;
 
 struct Claim {
   int32_t slot;   // -1: the row names no slot, or one that an earlier row has
@@ -105,10 +104,11 @@ JAX_SA_FN void write_draft(const Warp& warp, Match match, int32_t source, int32_
     });
   }
   warp.only(0, [&](int32_t) {
-    drafts.length[row] = length;
-    drafts.match_length[row] = match.length;
-    drafts.match_end[row] = match.end;
-    drafts.source[row] = source;
+    int32_t* const numbers = drafts.numbers + int64_t{row} * kDraftNumbers;
+    numbers[0] = length;
+    numbers[1] = match.length;
+    numbers[2] = match.end;
+    numbers[3] = source;
   });
 }
 

@@ -59,8 +59,7 @@ struct ScanHandlers {
   }
 
   static ffi::Error lookup(typename Runner::Value context, Ints<1> slots, Ints<1> limits,
-                           ffi::RemainingArgs leaves, IntsOut<2> draft, IntsOut<1> length,
-                           IntsOut<1> match_length, IntsOut<1> match_end, IntsOut<1> source,
+                           ffi::RemainingArgs leaves, IntsOut<2> draft, IntsOut<2> numbers,
                            int64_t min_match, int64_t max_match, bool recent, bool periodic,
                            double draft_factor) {
     const ffi::ErrorOr<ScanState> state = scan_state_from(leaves);
@@ -69,7 +68,7 @@ struct ScanHandlers {
     return Runner{context}(
         Scan{*state, rows, Text{},
              options_from(limits, min_match, max_match, recent, periodic, draft_factor),
-             drafts_from(draft, length, match_length, match_end, source)});
+             drafts_from(draft, numbers)});
   }
   static auto bind_lookup() {
     return ffi::Ffi::Bind()
@@ -78,10 +77,7 @@ struct ScanHandlers {
         .template Arg<Ints<1>>()  // limits
         .RemainingArgs()          // state
         .template Ret<Ints<2>>()  // draft tokens
-        .template Ret<Ints<1>>()  // draft length
-        .template Ret<Ints<1>>()  // match length
-        .template Ret<Ints<1>>()  // match end
-        .template Ret<Ints<1>>()  // source
+        .template Ret<Ints<2>>()  // draft numbers
         .template Attr<int64_t>("min_match")
         .template Attr<int64_t>("max_match")
         .template Attr<bool>("recent")
@@ -91,10 +87,9 @@ struct ScanHandlers {
 
   static ffi::Error extend_lookup(typename Runner::Value context, Ints<2> tokens, Ints<1> lengths,
                                   Ints<1> slots, Ints<1> limits, ffi::RemainingArgs leaves,
-                                  IntsOut<2> draft, IntsOut<1> length, IntsOut<1> match_length,
-                                  IntsOut<1> match_end, IntsOut<1> source,
-                                  ffi::RemainingRets updated, int64_t min_match, int64_t max_match,
-                                  bool recent, bool periodic, double draft_factor) {
+                                  IntsOut<2> draft, IntsOut<2> numbers, ffi::RemainingRets updated,
+                                  int64_t min_match, int64_t max_match, bool recent, bool periodic,
+                                  double draft_factor) {
     const ffi::ErrorOr<ScanState> state = scan_state_from(leaves);
     if (state.has_error()) return state.error();
     if (ffi::Error error = check_in_place(leaves, updated); error.failure()) return error;
@@ -102,7 +97,7 @@ struct ScanHandlers {
     return Runner{context}(
         Scan{*state, rows, text_from(tokens, lengths),
              options_from(limits, min_match, max_match, recent, periodic, draft_factor),
-             drafts_from(draft, length, match_length, match_end, source)});
+             drafts_from(draft, numbers)});
   }
   static auto bind_extend_lookup() {
     return ffi::Ffi::Bind()
@@ -113,10 +108,7 @@ struct ScanHandlers {
         .template Arg<Ints<1>>()  // limits
         .RemainingArgs()          // state
         .template Ret<Ints<2>>()  // draft tokens
-        .template Ret<Ints<1>>()  // draft length
-        .template Ret<Ints<1>>()  // match length
-        .template Ret<Ints<1>>()  // match end
-        .template Ret<Ints<1>>()  // source
+        .template Ret<Ints<2>>()  // draft numbers
         .RemainingRets()          // state
         .template Attr<int64_t>("min_match")
         .template Attr<int64_t>("max_match")

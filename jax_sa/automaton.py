@@ -10,7 +10,6 @@ A row whose slot is out of range changes nothing and drafts nothing, and as it h
 status could say so, nothing does: a slot id must be -1 or in 0..S-1.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +31,8 @@ from jax_sa._checks import (
 from jax_sa._state_call import call_on_state
 from jax_sa._target import GROUP_IDS, GROUPS, ROWS, SLOT_IDS, SLOTS, Result
 from jax_sa.draft import DRAFT_FILL as DRAFT_FILL
+from jax_sa.draft import DRAFT_NUMBERS
+from jax_sa.draft import Draft as Draft
 from jax_sa.draft import Source as Source
 from jax_sa.pool import Pool, check_pool
 from jax_sa.scan_state import ScanState
@@ -39,34 +40,6 @@ from jax_sa.state import AnyState, State, StateT, check_state
 
 MAX_DRAFT = 2**16
 """The largest `max_draft`."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Draft:
-    """The tokens after an earlier occurrence of the longest repeated suffix, for B rows."""
-
-    tokens: jax.Array
-    """int32[B, K] the drafted tokens; `DRAFT_FILL` beyond `length`."""
-    length: jax.Array
-    """int32[B] drafted tokens, 0..K."""
-    match_length: jax.Array
-    """int32[B] tokens of the suffix that occurred before; 0 without a match."""
-    match_end: jax.Array
-    """int32[B] tokens of the text up to the earlier occurrence's end, so the index in the text of
-    the first drafted token; in a draft from a pool, its index in the group's `Pool.ring`. 0 without
-    a match."""
-    source: jax.Array | None = None
-    """int32[B] a `Source`: where the match is, even if a limit of 0 leaves no tokens of it. May be
-    left out of a draft made by hand: `sources` then goes by its matches."""
-
-    @property
-    def sources(self) -> jax.Array:
-        """int32[B] `source`; without it, own text where there is a match, else a neural drafter."""
-        if self.source is not None:
-            return self.source
-        without = jnp.where(self.length > 0, int(Source.NEURAL), int(Source.NONE))
-        return jnp.where(self.match_length > 0, int(Source.OWN), without).astype(jnp.int32)
 
 
 def extend(
@@ -159,8 +132,9 @@ def lookup(
         Argument("limits", ROWS, limits),
         *_check_seen(rows, pool, groups),
     ]
-    results, _ = _call("lookup", operands, state, _draft_results(max_draft), attributes)
-    return Draft(*results)
+    drafted = _draft_results(max_draft)
+    (tokens, numbers), _ = _call("lookup", operands, state, drafted, attributes)
+    return Draft(tokens, numbers=numbers)
 
 
 def lookup_after(
@@ -220,8 +194,9 @@ def lookup_after(
         Argument("limits", ROWS, limits),
         *_check_seen(rows, pool, groups),
     ]
-    results, _ = _call("lookup_after", operands, state, _draft_results(max_draft), attributes)
-    return Draft(*results)
+    drafted = _draft_results(max_draft)
+    (draft_tokens, numbers), _ = _call("lookup_after", operands, state, drafted, attributes)
+    return Draft(draft_tokens, numbers=numbers)
 
 
 def extend_lookup(
@@ -260,7 +235,7 @@ def extend_lookup(
     ]
     drafted = _draft_results(max_draft)
     results, state = _call("extend_lookup", operands, state, drafted, attributes, updates=True)
-    return state, Draft(*results)
+    return state, Draft(results[0], numbers=results[1])
 
 
 def reset(state: StateT, slots: jax.Array) -> StateT:
@@ -461,7 +436,7 @@ def check_lookup(
 
 def _draft_results(max_draft: int) -> list[Result]:
     """What the fields of a `Draft` are."""
-    return [Result(ROWS, (max_draft,)), *[Result(ROWS, ())] * 4]
+    return [Result(ROWS, (max_draft,)), Result(ROWS, (len(DRAFT_NUMBERS),))]
 
 
 def _call(

@@ -137,7 +137,7 @@ def shared_lengths(draft: Draft, budgets: jax.Array, weights: jax.Array) -> jax.
     if draft.length.shape[0] == 1:  # the one row has all of it
         return jnp.clip(budgets[:, None], 0, draft.length[None])
     match = jnp.clip(_match_length(draft), 1.0, MAX_COUNTED_MATCH)
-    trust = jnp.where(draft.sources == Source.POOL, POOL_WEIGHT, 1.0).astype(jnp.float32)
+    trust = jnp.where(draft.source == Source.POOL, POOL_WEIGHT, 1.0).astype(jnp.float32)
     scale = weights * trust * match  # the tokens that f = 1 keeps
     drafted = draft.length.astype(jnp.float32)
 
@@ -221,12 +221,12 @@ def _counted_match(source: jax.Array, match_length: jax.Array) -> jax.Array:
 
 def _match_length(draft: Draft) -> jax.Array:
     """float32[B]."""
-    return _counted_match(draft.sources, draft.match_length).astype(jnp.float32)
+    return _counted_match(draft.source, draft.match_length).astype(jnp.float32)
 
 
 def _failure(draft: Draft) -> jax.Array:
     """float32[B, K] the chance that a drafted token fails if all before it held."""
-    return failure_rate(draft.sources[:, None], draft.match_length[:, None], _places(draft))
+    return failure_rate(draft.source[:, None], draft.match_length[:, None], _places(draft))
 
 
 def _places(draft: Draft) -> jax.Array:

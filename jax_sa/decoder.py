@@ -754,7 +754,7 @@ class Decoder(DraftOptions):
             check_array("drafter's tokens", neural, jnp.int32, (rows, self.drafter.max_draft))
         if state is None:
             none = jnp.zeros_like(left)
-            draft = Draft(jnp.broadcast_to(none[:, None], (left.size, 0)), none, none, none, none)
+            draft = Draft(jnp.broadcast_to(none[:, None], (left.size, 0)), none)
         elif self.tree_nodes is not None:
             return self._draft_trees(state, tokens, lengths, neural, left, options)
         else:
@@ -919,9 +919,7 @@ def _chain(draft: Draft | DraftTree, width: int) -> Draft:
     tokens = draft.tokens[:, :width]
     if isinstance(draft, Draft):
         return dataclasses.replace(draft, tokens=tokens)
-    length = jnp.minimum(draft.length, width)
-    none = jnp.zeros_like(length)
-    return Draft(tokens, length, none, none, none)
+    return Draft(tokens, jnp.minimum(draft.length, width))
 
 
 @follow_rows()

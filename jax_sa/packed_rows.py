@@ -145,8 +145,7 @@ def idle_rows(
 
 def no_drafts(rows: int, max_draft: int) -> Draft:
     """Drafts without tokens."""
-    none = jnp.zeros(rows, jnp.int32)
-    return Draft(jnp.zeros((rows, max_draft), jnp.int32), none, none, none, none)
+    return Draft(jnp.zeros((rows, max_draft), jnp.int32), jnp.zeros(rows, jnp.int32))
 
 
 def has_room_for_trees(block: Block, rows: Rows) -> bool:

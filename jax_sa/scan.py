@@ -354,7 +354,7 @@ def _draft(
     tokens = _gather(texts.tokens, end[:, None] + place % distance[:, None])
     tokens = jnp.where(place < limit[:, None], tokens, DRAFT_FILL)
     source = jnp.where(found, int(Source.OWN), int(Source.NONE))
-    return [tokens, limit, length, end, source]
+    return [tokens, jnp.stack([limit, length, end, source.astype(jnp.int32)], axis=1)]
 
 
 def _wanted(length: jax.Array, max_draft: int, draft_factor: float) -> jax.Array:

@@ -173,7 +173,7 @@ def merge_drafts(
         length=_prefix_length(drafted),
         match_length=jnp.where(use, automaton_draft.match_length, 0),
         match_end=jnp.where(use, automaton_draft.match_end, 0),
-        source=jnp.where(use, automaton_draft.sources, source),
+        source=jnp.where(use, automaton_draft.source, source),
     )
 
 
@@ -214,9 +214,7 @@ def _neural_draft(neural: Any, rows: int) -> tuple[Draft, int]:
     """A neural draft of so many rows as a `Draft`, and M; ValueError or TypeError otherwise."""
     if not isinstance(neural, Draft):
         _, width = check_array("neural_draft", neural, jnp.int32, (rows, "M"))
-        none = jnp.zeros(rows, jnp.int32)
-        source = jnp.full(rows, int(Source.NEURAL) if width else int(Source.NONE), jnp.int32)
-        neural = Draft(neural, jnp.full(rows, width, jnp.int32), none, none, source)
+        neural = Draft(neural, jnp.full(rows, width, jnp.int32))
     neural_rows, width = _check_draft("neural_draft", neural)
     if neural_rows != rows:
         raise ValueError(f"neural_draft: expected {rows} rows, got {neural_rows}")

@@ -190,8 +190,9 @@ def test_a_draft_made_by_hand_needs_no_source():
     """It is the row's own where there is a match, and neural where there is none."""
     length, match = jnp.array([4, 4, 0], jnp.int32), jnp.array([5, 0, 0], jnp.int32)
     by_hand = jax_sa.Draft(jnp.ones((3, 4), jnp.int32), length, match, match)
-    assert by_hand.sources.tolist() == [Source.OWN, Source.NEURAL, Source.NONE]
-    whole = dataclasses.replace(by_hand, source=by_hand.sources)
+    assert by_hand.source.tolist() == [Source.OWN, Source.NEURAL, Source.NONE]
+    source = jnp.array([Source.OWN, Source.NEURAL, Source.NONE], jnp.int32)
+    whole = dataclasses.replace(by_hand, source=source)
     for most in range(9):
         lengths = [jax_sa.share_budget(d, most).length.tolist() for d in (by_hand, whole)]
         assert lengths[0] == lengths[1]

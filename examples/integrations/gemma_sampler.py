@@ -39,8 +39,7 @@ def sample_step(params, last, used, cache, state, max_draft):
     if max_draft:
         draft = jax_sa.lookup(state, max_draft=max_draft)
     else:
-        none = jnp.zeros(1, jnp.int32)
-        draft = jax_sa.Draft(jnp.zeros((1, 0), jnp.int32), none, none, none)
+        draft = jax_sa.Draft(jnp.zeros((1, 0), jnp.int32), jnp.zeros(1, jnp.int32))
     block = jnp.concatenate([last[:, None], draft.tokens], axis=1)
     logits, cache = read(params, block, used, cache)
     accepted = jax_sa.accept_greedy(draft, logits)

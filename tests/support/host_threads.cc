@@ -68,16 +68,11 @@ void run_all(xla::ffi::Threads* threads, uint32_t seed) {
   Ints table(kGroups * kNumGrams * kPoolTokens / 2);
   const Pool pool{ring.data(), head.data(), said.data(), table.data(), kGroups, kPoolTokens};
   Ints block(kSlots * kWidth), lengths(kSlots, kWidth), groups(kSlots), behind(kSlots);
-  Ints shifts(kGroups), drafted(kSlots * kDraft), numbers(4 * kSlots);
+  Ints shifts(kGroups), drafted(kSlots * kDraft), numbers(kDraftNumbers * kSlots);
   Ints nodes(5 * kSlots * kNodes), count(kSlots);
   const Rows rows{nullptr, kSlots};
   const Text text{block.data(), lengths.data(), kWidth};
-  const Drafts drafts{drafted.data(),
-                      numbers.data(),
-                      numbers.data() + kSlots,
-                      numbers.data() + 2 * kSlots,
-                      numbers.data() + 3 * kSlots,
-                      kDraft};
+  const Drafts drafts{drafted.data(), numbers.data(), kDraft};
   const auto field = [&](int32_t i) { return nodes.data() + int64_t{i} * kSlots * kNodes; };
   const Trees trees{field(0), field(1), field(2), field(3), field(4), count.data(), kNodes};
   const LookupOptions options{nullptr, 1, kCapacity, true, true, 1e9};
@@ -99,7 +94,7 @@ void run_all(xla::ffi::Threads* threads, uint32_t seed) {
       run(Extend{own.state, rows, text}, workers);
       run(Lookup{own.state, rows, seen, options, drafts}, workers);
     }
-    check(all_same(drafted, kDraft), "a draft");
+    check(all_same(drafted, kDraft) && all_same(numbers, kDraftNumbers), "a draft");
     run(LookupTree{own.state, rows, seen, {nullptr, 0, 1}, options, trees, kNodes}, workers);
     check(all_same(count, 1), "a tree");
     run(Scan{scan, rows, text, options, drafts}, workers);

@@ -55,13 +55,9 @@ void run_draft(void* const* leaves, int32_t max_seq_len, int32_t index_words, in
   std::mt19937 random(seed);
   ShuffledWarp warp;
   warp.random = &random;
-  int32_t* const numbers = draft + max_draft;
-  const Op op{state_of(leaves, max_seq_len, index_words),
-              {nullptr, 1},
-              {pool_of(pool, 1, capacity), nullptr},
-              {text, lengths, width},
-              {nullptr, 1, max_seq_len, true, true, 1e9},
-              {draft, numbers, numbers + 1, numbers + 2, numbers + 3, max_draft}};
+  const Op op{state_of(leaves, max_seq_len, index_words), {nullptr, 1},
+              {pool_of(pool, 1, capacity), nullptr},      {text, lengths, width},
+              {nullptr, 1, max_seq_len, true, true, 1e9}, {draft, draft + max_draft, max_draft}};
   op(warp, 0);
 }
 
