@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_sa._checks import check_array, check_int
+from jax_sa._checks import INT32_MAX, check_array, check_int
 from jax_sa._explicit import follow_rows
 from jax_sa.automaton import DRAFT_FILL, Draft, Source
 
@@ -43,9 +43,8 @@ MARGIN = 0.05
 """Drafts are verified only where they promise so much more tokens per cost than a step without:
 the costs were measured on a few steps, and are off by a few per cent."""
 
-_SEARCH_WAYS, _SEARCH_ROUNDS = 64, 3
-"""The search for a common factor, to 1 part in 2**18. Two rounds of 512 ways save a GPU two kernel
-launches, and cost a CPU three times as much."""
+_ROUNDING = 2.0**-20
+"""By how much factors may differ and still count as one: a few roundings of float32."""
 
 
 @jax.tree_util.register_dataclass
@@ -94,7 +93,9 @@ def survival(draft: Draft, strain: jax.Array) -> jax.Array:
     """
     holds = jnp.clip(1.0 - strain[:, None] * _failure(draft), 0.0, 1.0)
     holds = jnp.where(_places(draft) <= draft.length[:, None], holds, 0.0)
-    return jnp.cumprod(holds, axis=1)
+    # A product for each place, which is one kernel on a GPU.
+    before = _places(draft) <= _places(draft).T
+    return jnp.prod(jnp.where(before[None], holds[:, None], 1.0), axis=-1)
 
 
 @follow_rows()
@@ -129,45 +130,50 @@ def share_budget(
     if weights is None:
         weights = jnp.ones(rows, jnp.float32)
     check_array("weights", weights, jnp.float32, (rows,))
-    return cut_draft(draft, shared_lengths(draft, budget[None], weights)[0])
+    return cut_draft(draft, lengths_within(budget_needed(draft, weights), budget))
 
 
-def shared_lengths(draft: Draft, budgets: jax.Array, weights: jax.Array) -> jax.Array:
-    """int32[W, B] the lengths that `share_budget` gives for each of int32[W] budgets."""
+def budget_needed(
+    draft: Draft, weights: jax.Array, beside: jax.Array | None = None
+) -> jax.Array:
+    """int32[B, K] the least budget with which `share_budget` keeps a token; 2**31 - 1 beyond drafts.
+
+    It is the number of tokens that are kept with the least factor that keeps this one.
+
+    Args:
+      draft: of B rows and K tokens.
+      weights: float32[B].
+      beside: int32[B] other tokens of the rows, which are within the budget anyway. None: none.
+    """
+    place, drafted = _places(draft), draft.length[:, None]
+    if beside is None:
+        beside = jnp.zeros_like(draft.length)
     if draft.length.shape[0] == 1:  # the one row has all of it
-        return jnp.clip(budgets[:, None], 0, draft.length[None])
+        return jnp.where(place <= drafted, place + beside[:, None], INT32_MAX)
     match = jnp.clip(_match_length(draft), 1.0, MAX_COUNTED_MATCH)
     trust = jnp.where(draft.source == Source.POOL, POOL_WEIGHT, 1.0).astype(jnp.float32)
     scale = weights * trust * match  # the tokens that f = 1 keeps
-    drafted = draft.length.astype(jnp.float32)
-
-    def lengths(factor: jax.Array) -> jax.Array:
-        """float32[W, F, B] of factors [W, F]."""
-        return jnp.minimum(drafted[None, None], jnp.round(factor[..., None] * scale[None, None]))
-
-    budgets = budgets.astype(jnp.float32)
-    low = jnp.zeros_like(budgets)
-    step = jnp.broadcast_to(jnp.max((drafted + 1.0) / scale), low.shape)  # cuts nothing
-    way = jnp.arange(1, _SEARCH_WAYS + 1, dtype=jnp.float32)[None]
-    for _ in range(_SEARCH_ROUNDS):  # in place of a bisection: fewer, wider steps
-        step = step / _SEARCH_WAYS
-        total = jnp.sum(lengths(low[:, None] + way * step[:, None]), axis=-1)
-        fits = jnp.sum((total <= budgets[:, None]).astype(jnp.float32), axis=-1)
-        low = low + fits * step
-    return lengths(low[:, None])[:, 0].astype(jnp.int32)
+    factor = (place.astype(jnp.float32) - 0.5) / scale[:, None]
+    # Rounding must not come between a factor and the tokens that it is just enough for.
+    factor = factor[..., None] * (1.0 + _ROUNDING)
+    lengths = jnp.floor(jnp.minimum(factor * scale[None, None] + 0.5, draft.tokens.shape[1]))
+    kept = jnp.minimum(lengths.astype(jnp.int32), draft.length[None, None]) + beside[None, None]
+    return jnp.where(place <= drafted, jnp.sum(kept, axis=-1), INT32_MAX)
 
 
-def expected_tokens(survival: jax.Array, lengths: jax.Array) -> jax.Array:
-    """float32[W] drafted tokens that are expected to hold if int32[W, B] of them are verified.
+def lengths_within(needed: jax.Array, budget: jax.Array) -> jax.Array:
+    """int32[B] the tokens of each draft that int32[] `budget` keeps, by what they need [B, K]."""
+    return jnp.sum((needed <= budget).astype(jnp.int32), axis=1)
+
+
+def expected_tokens(survival: jax.Array, verified: jax.Array) -> jax.Array:
+    """float32[W] drafted tokens that are expected to hold, for each of W ways to cut the drafts.
 
     Args:
       survival: float32[B, K], as `survival` gives it.
-      lengths: of each draft, for each of W ways to cut them.
+      verified: bool[W, B, K] the tokens that are verified.
     """
-    rows, width = survival.shape
-    up_to = jnp.concatenate([jnp.zeros((rows, 1), jnp.float32), jnp.cumsum(survival, axis=1)], 1)
-    held = jnp.take_along_axis(up_to, jnp.clip(lengths, 0, width).T, axis=1)
-    return jnp.sum(held, axis=0)
+    return jnp.sum(jnp.where(verified, survival[None], 0.0), axis=(1, 2))
 
 
 def best_width(tokens: jax.Array, costs: jax.Array) -> jax.Array:
@@ -179,8 +185,11 @@ def best_width(tokens: jax.Array, costs: jax.Array) -> jax.Array:
         is worth nothing.
     """
     worth = jnp.where(costs > 0.0, tokens / costs, 0.0)
-    is_narrowest = jnp.arange(worth.size) == 0
-    return jnp.argmax(jnp.where(is_narrowest, (1.0 + MARGIN) * worth, worth)).astype(jnp.int32)
+    best, index = (1.0 + MARGIN) * worth[0], jnp.zeros((), jnp.int32)
+    for width in range(1, worth.size):  # in one kernel on a GPU, with what comes after
+        is_better = worth[width] > best
+        best, index = jnp.where(is_better, worth[width], best), jnp.where(is_better, width, index)
+    return index
 
 
 def estimate_costs(tokens: Any, platform: str) -> jax.Array:

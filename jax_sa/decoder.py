@@ -724,10 +724,11 @@ class Decoder(DraftOptions):
             rank = tree_budget.rank_in_row(chances)
             room = (max_new_tokens - generation.lengths)[:, None]
             chosen = rank[None] < jnp.minimum(widths[:, None, None], room[None])
-            held = jnp.sum(jnp.where(chosen, (weight[:, None] * chances)[None], 0.0), axis=(1, 2))
         else:
-            chances = weight[:, None] * budget.survival(draft, strain)
-            held = budget.expected_tokens(chances, jnp.minimum(draft.length[None], widths[:, None]))
+            chances = budget.survival(draft, strain)
+            place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+            chosen = place[None] < widths[:, None, None]
+        held = budget.expected_tokens(weight[:, None] * chances, chosen)
         index = budget.best_width(jnp.sum(weight) + held, costs)
         if isinstance(draft, DraftTree):
             return index, tree_budget.keep(draft, chosen[index] & (chances > 0.0))

@@ -17,7 +17,7 @@ from jax_sa import budget, tree_budget
 from jax_sa._branches import run_branch
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_choice, check_int
 from jax_sa._options import DraftOptions, normalise
-from jax_sa.automaton import Draft, extend_lookup
+from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup
 from jax_sa.cache_schema import BlockTable
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
 from jax_sa.draft_tree import MAX_NODES, DraftTree, extend_lookup_tree, no_trees
@@ -27,6 +27,8 @@ from jax_sa.packed_queue import (
     Work,
     begin,
     end,
+    goes_on,
+    is_settled,
     make_queue,
     note,
     refill,
@@ -40,10 +42,11 @@ from jax_sa.packed_rows import (
     admit,
     append_tokens,
     can_fit,
-    has_room_for_trees,
+    has_room_for_drafts,
     idle_rows,
     insert_texts,
     no_drafts,
+    own_counts,
     own_tokens,
     plan_step,
     release,
@@ -66,6 +69,10 @@ MAX_DRAFTED = 512
 
 READING_WIDTH = 3.0
 """Tokens a row, on average, beside the prompt tokens of a step that reads prompts."""
+
+FEW_ROWS = 16
+"""So few rows seldom end: they have a loop of their own until one does, whose steps look for no
+prompts. With more, the two loops would cost more than that: each asks the host whether to go on."""
 
 CALIBRATION_PROMPT = 32
 """Tokens that `calibrate` reads of a prompt at most."""
@@ -303,14 +310,28 @@ class PackedDecoder(DraftOptions):
         """Goes on until all is done, or for so many calls of the model."""
         last = work.calls + jnp.minimum(max_calls, INT32_MAX - work.calls)
 
-        def goes_on(work: Work) -> jax.Array:
-            return unfinished(work, queue) & (work.calls < last)
+        def step(work: Work) -> tuple[Work, jax.Array]:
+            rows, emitted = self._step(params, work.rows, costs)
+            return note(work, rows, emitted), emitted.finished
 
-        def body(work: Work) -> Work:
-            work = refill(work, queue)
-            return note(work, *self._step(params, work.rows, costs))
+        def steps(work: Work) -> Work:
+            """Until a row ends for which a prompt waits."""
 
-        return jax.lax.while_loop(goes_on, body, work)
+            def body(carry: tuple[Work, jax.Array]) -> tuple[Work, jax.Array]:
+                work, ended = step(carry[0])
+                return work, is_settled(work, queue, last, ended)
+
+            settled = is_settled(work, queue, last, jnp.zeros_like(work.rows.idle))
+            return jax.lax.while_loop(lambda carry: carry[1], body, (work, settled))[0]
+
+        def body(carry: tuple[Work, jax.Array]) -> tuple[Work, jax.Array]:
+            work = refill(carry[0], queue)
+            work = steps(work) if work.rows.idle.size <= FEW_ROWS else step(work)[0]
+            return work, goes_on(work, queue, last)
+
+        # The conditions are carried: on a GPU, what a condition computes is not in a step's graph.
+        carry = (work, goes_on(work, queue, last))
+        return jax.lax.while_loop(lambda carry: carry[1], body, carry)[0]
 
     def calibrate(
         self,
@@ -472,16 +493,18 @@ class PackedDecoder(DraftOptions):
         branches = [
             functools.partial(self._verify, block, params, rows, plan, key) for block in blocks
         ]
-        (accepted, path), cache = run_branch(plan.block, branches, rows.cache)
-        accepted, stopped = cut_at_stop(accepted, plan.emits, self.stop_tokens)
+        (outcome, path), cache = run_branch(plan.block, branches, rows.cache)
+        *_, length, counts = outcome.T
+        emits = rows.emits(counts)
+        accepted = Accepted(outcome[:, :-2], length)
+        accepted, stopped = cut_at_stop(accepted, emits, self.stop_tokens)
 
         active = ~rows.idle
         lengths = rows.lengths + accepted.length
-        finished = active & (stopped | (plan.emits & (lengths >= rows.limits)))
-        reading = active & (rows.read < rows.prompt_lengths)
+        finished = active & (stopped | (emits & (lengths >= rows.limits)))
         confirmed = jnp.maximum(accepted.length - 1, 0)
-        left = jnp.where(finished | ~plan.emits, 0, rows.limits - lengths)
-        prompt_counts = jnp.where(reading, plan.counts, 0)
+        left = jnp.where(finished | ~emits, 0, rows.limits - lengths)
+        prompt_counts = jnp.where(rows.decoding, 0, counts)
         state, draft = self._draft(rows, prompt_counts, accepted, left)
         if path is None:
             record = budget.update_record(rows.record, plan.draft, confirmed)
@@ -491,12 +514,17 @@ class PackedDecoder(DraftOptions):
         if self.inserts != "nothing":
             responses_only = self.inserts == "response"
             pool = insert_texts(rows, state, finished, responses_only=responses_only)
-        return dataclasses.replace(
-            rows,
+        numbered = rows.with_numbers(
             prompt_lengths=jnp.where(finished, 0, rows.prompt_lengths),
-            read=rows.read + plan.counts + confirmed,
+            read=rows.read + counts + confirmed,
             lengths=lengths,
             last=last_token(accepted, rows.last),
+            steps=rows.steps + (accepted.length > 0).astype(jnp.int32),
+            drafted=rows.drafted + plan.draft.length,
+            accepted=rows.accepted + confirmed,
+        )
+        return dataclasses.replace(
+            numbered,
             draft=draft,
             record=record,
             cache=cache,
@@ -524,20 +552,24 @@ class PackedDecoder(DraftOptions):
         plan: Plan,
         key: jax.Array | None,
         cache: Any,
-    ) -> tuple[tuple[Accepted, jax.Array | None], Any]:
+    ) -> tuple[tuple[jax.Array, jax.Array | None], Any]:
         """The part of a step that depends on the size of its block.
 
         Returns:
-          The emitted tokens; the path int32[B, 1 + K] of a tree, None of a chain; the cache.
+          int32[B, 1 + K + 2] of each row the emitted tokens, how many, and the own tokens that were
+          read, as one array; the path int32[B, 1 + K] of a tree, None of a chain; the cache.
         """
-        own = rows.last[:, None]
+        has_room = has_room_for_drafts(block, rows)
+        if not has_room and not block.reads_prompts:
+            return self._verify_none(params, rows, plan, key, cache)
+        own, counts = rows.last[:, None], rows.decoding.astype(jnp.int32)
         if block.reads_prompts:
             own = own_tokens(rows, _chunk(rows, block.total))
-        packed = pack(own, plan.counts, plan.draft, rows.read, total=block.total)
+            counts = own_counts(rows, plan.draft.length, block.total)
+        packed = pack(own, counts, plan.draft, rows.read, total=block.total)
         flat = (packed.tokens, packed.rows, packed.positions)
-        last = rows.read + jnp.maximum(plan.counts - 1, 0)
+        last = rows.read + jnp.maximum(counts - 1, 0)
         is_tree = isinstance(plan.draft, DraftTree)
-        has_room = has_room_for_trees(block, rows)
         if is_tree and has_room:
             tree = packed_tree_block(plan.draft, packed, last)
             logits, cache = self.model(params, *flat, cache, tree)
@@ -547,13 +579,33 @@ class PackedDecoder(DraftOptions):
         if callable(logits):
             places = jnp.arange(block.total, dtype=jnp.int32)
             if block.reads_prompts:
-                places, first = _judged_places(plan, first, block.judged)
+                judged = jnp.where(rows.emits(counts), 1 + plan.draft.length, 0)
+                places, first = _judged_places(first, judged, block.judged)
             logits = logits(places)
         accepted = self._accept(rows, plan.draft, logits, key, first)
         if not is_tree:
-            return (accepted, None), cache
+            return (_outcome(accepted, counts, plan), None), cache
         accepted, path = accepted
-        return (accepted, path), cache.move(last, path) if has_room else cache
+        cache = cache.move(last, path) if has_room else cache
+        return (_outcome(accepted, counts, plan), path), cache
+
+    def _verify_none(
+        self, params: Any, rows: Rows, plan: Plan, key: jax.Array | None, cache: Any
+    ) -> tuple[tuple[jax.Array, jax.Array | None], Any]:
+        """Plain decoding: place b of the block is row b's, so nothing has to be laid out."""
+        decoding, count = rows.decoding, rows.idle.size
+        row = jnp.arange(count, dtype=jnp.int32)
+        tokens = jnp.where(decoding, rows.last, DRAFT_FILL)
+        positions = jnp.where(decoding, rows.read, 0)
+        logits, cache = self.model(
+            params, tokens, jnp.where(decoding, row, count), positions, cache
+        )
+        if callable(logits):
+            logits = logits(row)
+        accepted = self._accept(rows, no_drafts(count, 0), logits[:, None], key, None)
+        path = jnp.zeros((count, 1 + plan.draft.tokens.shape[1]), jnp.int32)
+        path = path if isinstance(plan.draft, DraftTree) else None
+        return (_outcome(accepted, decoding.astype(jnp.int32), plan), path), cache
 
     @staticmethod
     def _accept(
@@ -561,7 +613,7 @@ class PackedDecoder(DraftOptions):
         draft: Draft | DraftTree,
         logits: jax.Array,
         key: jax.Array | None,
-        first: jax.Array,
+        first: jax.Array | None,
     ) -> Any:
         """What the model confirms of chains, or of trees, with their paths."""
         is_tree = isinstance(draft, DraftTree)
@@ -630,6 +682,13 @@ def _decodes(rows: Rows) -> jax.Array:
 def _chunk(rows: Rows, total: int) -> int:
     """Tokens of a prompt at most in a block of `total` places."""
     return min(total, rows.prompts.shape[1])
+
+
+def _outcome(accepted: Accepted, counts: jax.Array, plan: Plan) -> jax.Array:
+    """int32[B, 1 + K + 2] the tokens, their number and int32[B] counts, in one array."""
+    missing = 1 + plan.draft.tokens.shape[1] - accepted.tokens.shape[1]
+    tokens = jnp.pad(accepted.tokens, ((0, 0), (0, missing)), constant_values=DRAFT_FILL)
+    return jnp.concatenate([tokens, accepted.length[:, None], counts[:, None]], axis=1)
 
 
 def _check_prompts(prompts: Any, prompt_lengths: Any) -> tuple[jax.Array, jax.Array]:
@@ -702,8 +761,12 @@ def _check_requests(
         )
 
 
-def _judged_places(plan: Plan, first: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """int32[count] the places whose logits are read, row by row, and where each row's begin."""
-    lengths = jnp.where(plan.emits, 1 + plan.draft.length, 0)
+def _judged_places(
+    first: jax.Array, lengths: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array]:
+    """int32[count] the places whose logits are read, row by row, and where each row's begin.
+
+    Row b has int32[B] `lengths` of them, from place `first` of the block on.
+    """
     flat = expand_seqlens(first + lengths, lengths, total=count, fill=1, return_offsets=True)
     return flat.values - 1, flat.offsets[:-1]

@@ -17,6 +17,10 @@ from jax_sa.prompts import to_lists
 from jax_sa.state import AnyState
 
 
+COUNTS = 5
+"""The numbers behind the tokens of an answer: see `Work.answers`."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Completions:
@@ -75,11 +79,9 @@ class Work:
     """The rows, and all prompts."""
     begun: jax.Array
     """int32[] prompts of the queue that have begun."""
-    tokens: jax.Array
-    """int32[N, G] the new tokens so far."""
-    counts: jax.Array
-    """int32[N, 5] of each prompt its new tokens, steps, drafted tokens, accepted ones, and whether
-    it is finished: one array, so that one scatter updates it."""
+    answers: jax.Array
+    """int32[N, G + 5] of each prompt the new tokens so far; then their number, steps, drafted
+    tokens, accepted ones, and whether it is finished: one array, so that one scatter updates it."""
     calls: jax.Array
     """int32[] calls of the model."""
 
@@ -104,12 +106,11 @@ def make_queue(
 def begin(rows: Rows, queue: Queue, max_new_tokens: int) -> tuple[Work, Queue]:
     """Work of which nothing is done yet, from idle rows; inside shard_map, both vary alike."""
     (count,) = queue.order.shape
-    none = jnp.zeros(count, jnp.int32)
+    answers = jnp.zeros((count, max_new_tokens + COUNTS), jnp.int32)
     work = Work(
         rows=rows,
         begun=jnp.zeros((), jnp.int32),
-        tokens=jnp.zeros((count, max_new_tokens), jnp.int32),
-        counts=jnp.stack([none, none, none, none, queue.answered.astype(jnp.int32)], axis=1),
+        answers=answers.at[:, -1].set(queue.answered.astype(jnp.int32)),
         calls=jnp.zeros((), jnp.int32),
     )
     # The cache's arrays may vary over further axes; the loop needs them to vary over these.
@@ -122,43 +123,66 @@ def unfinished(work: Work, queue: Queue) -> jax.Array:
     return jnp.any(~work.rows.idle) | (work.begun < queue.count)
 
 
+def goes_on(work: Work, queue: Queue, last: jax.Array) -> jax.Array:
+    """bool[] whether work is unfinished, and has called the model less than int32[] `last` times."""
+    return unfinished(work, queue) & (work.calls < last)
+
+
+def is_settled(work: Work, queue: Queue, last: jax.Array, ended: jax.Array) -> jax.Array:
+    """bool[] whether it goes on with the rows as they are: none must be refilled.
+
+    Args:
+      work: as it is now.
+      queue: of its prompts.
+      last: int32[] calls of the model at most.
+      ended: bool[B] rows that have ended since idle rows were given prompts.
+    """
+    must_refill = ended & (work.begun < queue.count)
+    at_work = jnp.where(work.rows.idle, 0, 1)
+    # One maximum in place of two questions: on a GPU, each is a kernel.
+    return (jnp.max(jnp.where(must_refill, 2, at_work)) == 1) & (work.calls < last)
+
+
 def refill(work: Work, queue: Queue) -> Work:
-    """Gives idle rows the next prompts, as far as there are pages for them."""
+    """Gives idle rows the next prompts, as far as there are pages for them.
+
+    Until a row ends, doing it again changes nothing.
+    """
     rows = work.rows
     index = work.begun + jnp.cumsum(rows.idle.astype(jnp.int32)) - 1
     wanted = rows.idle & (index < queue.count)
     request = queue.order[jnp.where(wanted, index, 0)]
     lengths = jnp.where(wanted, queue.prompt_lengths[request], 0)
-    rows, begins = admit(rows, lengths, queue.limits[request])
+    were_idle = jnp.all(rows.idle)
+    rows, begins = admit(rows, lengths, queue.limits[request], request)
     begun = work.begun + jnp.sum(begins.astype(jnp.int32))
     # Where no row is at work and none could begin, others hold the pages: end instead of waiting.
-    begun = jnp.where(jnp.all(rows.idle), queue.count, begun)
-    request = jnp.where(begins, request, rows.request)
-    return dataclasses.replace(work, rows=dataclasses.replace(rows, request=request), begun=begun)
+    begun = jnp.where(were_idle & ~jnp.any(begins), queue.count, begun)
+    return dataclasses.replace(work, rows=rows, begun=begun)
 
 
 def note(work: Work, rows: Rows, step: Step) -> Work:
-    """The work after a step, whose tokens are written to the answers."""
-    request = rows.request
-    column = jnp.arange(step.tokens.shape[1], dtype=jnp.int32)[None]
-    place = (rows.lengths - step.length)[:, None] + column
-    place = jnp.where(column < step.length[:, None], place, work.tokens.shape[1])
-    counts = [step.length, step.length > 0, step.drafted, step.accepted, step.finished]
-    counts = jnp.stack([count.astype(jnp.int32) for count in counts], axis=1)
-    return dataclasses.replace(
-        work,
-        rows=rows,
-        tokens=work.tokens.at[request[:, None], place].set(step.tokens, mode="drop"),
-        counts=work.counts.at[request].add(counts),
-        calls=work.calls + 1,
-    )
+    """The work after a step, whose tokens and counts are written to the answers."""
+    finished = step.finished.astype(jnp.int32)
+    counts = [rows.lengths, rows.steps, rows.drafted, rows.accepted, finished]
+    width, most = step.tokens.shape[1], work.answers.shape[1] - COUNTS
+    column = jnp.arange(width + COUNTS, dtype=jnp.int32)[None]
+    token_place = (rows.lengths - step.length)[:, None] + column
+    place = jnp.where(column < width, token_place, most + column - width)
+    is_new = (column < step.length[:, None]) | (column >= width)
+    is_new &= (~rows.idle | step.finished)[:, None]
+    place = jnp.where(is_new, place, work.answers.shape[1])
+    written = jnp.concatenate([step.tokens, jnp.stack(counts, axis=1)], axis=1)
+    answers = work.answers.at[rows.request[:, None], place].set(written, mode="drop")
+    return dataclasses.replace(work, rows=rows, answers=answers, calls=work.calls + 1)
 
 
 def end(work: Work) -> Completions:
     """The answers, with the buffers that can serve the next call."""
-    lengths, steps, drafted, accepted, finished = work.counts.T
+    tokens, counts = jnp.split(work.answers, [work.answers.shape[1] - COUNTS], axis=1)
+    lengths, steps, drafted, accepted, finished = counts.T
     return Completions(
-        tokens=work.tokens,
+        tokens=tokens,
         lengths=lengths,
         finished=finished > 0,
         steps=steps,

@@ -22,6 +22,12 @@ from jax_sa.pool_insert import insert_slots
 from jax_sa.sampling import Sampling
 from jax_sa.state import AnyState
 
+NUMBERS = (
+    *("request", "prompt_lengths", "limits", "read", "lengths", "last"),
+    *("steps", "drafted", "accepted"),
+)
+"""The columns of `Rows.numbers`, by the properties that give them."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +36,9 @@ class Rows:
 
     prompts: jax.Array
     """int32[N, P] the prompts that the rows read. N is B where the caller admits requests."""
-    request: jax.Array
-    """int32[B] the prompt of each row, an index among the N; of no account in an idle row."""
-    prompt_lengths: jax.Array
-    """int32[B] its tokens; 0 in an idle row."""
-    limits: jax.Array
-    """int32[B] new tokens at most, 0..G."""
-    read: jax.Array
-    """int32[B] tokens of the text, prompt and new ones, that the model's cache holds."""
-    lengths: jax.Array
-    """int32[B] new tokens."""
-    last: jax.Array
-    """int32[B] the last new token, which the model has not read."""
+    numbers: jax.Array
+    """int32[B, 9] all that changes with a step and is one number for each row, in columns as
+    `NUMBERS` names them: one array, which one kernel writes."""
     draft: Draft | DraftTree
     """The draft that the next step may verify."""
     record: budget.Record
@@ -58,9 +55,77 @@ class Rows:
     """int32[N] the group of the pool that each prompt belongs to; None without a pool."""
 
     @property
+    def request(self) -> jax.Array:
+        """int32[B] the prompt of each row, an index among the N; of no account in an idle row."""
+        return self._number("request")
+
+    @property
+    def prompt_lengths(self) -> jax.Array:
+        """int32[B] its tokens; 0 in an idle row."""
+        return self._number("prompt_lengths")
+
+    @property
+    def limits(self) -> jax.Array:
+        """int32[B] new tokens at most, 0..G."""
+        return self._number("limits")
+
+    @property
+    def read(self) -> jax.Array:
+        """int32[B] tokens of the text, prompt and new ones, that the model's cache holds."""
+        return self._number("read")
+
+    @property
+    def lengths(self) -> jax.Array:
+        """int32[B] new tokens."""
+        return self._number("lengths")
+
+    @property
+    def last(self) -> jax.Array:
+        """int32[B] the last new token, which the model has not read."""
+        return self._number("last")
+
+    @property
+    def steps(self) -> jax.Array:
+        """int32[B] steps that emitted something for the request."""
+        return self._number("steps")
+
+    @property
+    def drafted(self) -> jax.Array:
+        """int32[B] drafted tokens of it that were verified."""
+        return self._number("drafted")
+
+    @property
+    def accepted(self) -> jax.Array:
+        """int32[B] those of them that were emitted."""
+        return self._number("accepted")
+
+    @property
     def idle(self) -> jax.Array:
         """bool[B] rows that can take a request."""
         return self.prompt_lengths == 0
+
+    @property
+    def decoding(self) -> jax.Array:
+        """bool[B] rows whose prompt is read."""
+        return ~self.idle & (self.read >= self.prompt_lengths)
+
+    @property
+    def unread(self) -> jax.Array:
+        """int32[B] tokens of the prompt that are not read; 0 in an idle row."""
+        return jnp.maximum(self.prompt_lengths - self.read, 0)
+
+    def emits(self, counts: jax.Array) -> jax.Array:
+        """bool[B] rows whose text ends with the int32[B] own tokens that a step reads of it."""
+        return self.decoding | ((counts > 0) & (counts == self.unread))
+
+    def _number(self, name: str) -> jax.Array:
+        return self.numbers[:, NUMBERS.index(name)]
+
+    def with_numbers(self, **changed: jax.Array) -> "Rows":
+        """The rows with some of the `NUMBERS` changed, int32[B] each."""
+        columns = [changed.pop(n) if n in changed else self._number(n) for n in NUMBERS]
+        assert not changed, changed
+        return dataclasses.replace(self, numbers=jnp.stack(columns, axis=1))
 
 
 @jax.tree_util.register_dataclass
@@ -95,14 +160,10 @@ class Block:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The content of a step's block, before it is laid out."""
+    """What a step verifies, and in which block."""
 
     block: jax.Array
     """int32[] index among the blocks that are compiled."""
-    counts: jax.Array
-    """int32[B] the row's own tokens in the block."""
-    emits: jax.Array
-    """bool[B] rows whose own tokens end at the end of their text."""
     draft: Draft | DraftTree
     """The drafts as cut for this block."""
 
@@ -120,19 +181,14 @@ def idle_rows(
 ) -> Rows:
     """Rows without requests: as many as int32[B] `request` has."""
     none = jnp.zeros_like(request)
+    numbers = [request if name == "request" else none for name in NUMBERS]
     if pool is not None and groups is None:
         groups = jnp.zeros_like(prompts[:, 0])
     # Copies, because the rows are donated from step to step, and these are the caller's.
-    copied = jax.tree.map(jnp.copy, (prompts, request, sampling, groups))
-    prompts, request, sampling, groups = copied
+    prompts, sampling, groups = jax.tree.map(jnp.copy, (prompts, sampling, groups))
     return Rows(
         prompts=prompts,
-        request=request,
-        prompt_lengths=none,
-        limits=none,
-        read=none,
-        lengths=none,
-        last=none,
+        numbers=jnp.stack(numbers, axis=1),
         draft=draft,
         record=budget.init_record(none),
         cache=cache,
@@ -148,71 +204,79 @@ def no_drafts(rows: int, max_draft: int) -> Draft:
     return Draft(jnp.zeros((rows, max_draft), jnp.int32), jnp.zeros(rows, jnp.int32))
 
 
-def has_room_for_trees(block: Block, rows: Rows) -> bool:
-    """Whether a block may hold trees. One with a place for each row is left to plain decoding."""
-    return block.judged > rows.limits.size
+def has_room_for_drafts(block: Block, rows: Rows) -> bool:
+    """Whether a block may hold drafts. One with a place for each row is left to plain decoding."""
+    return block.judged > rows.numbers.shape[0]
 
 
 def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
-    """Chooses the block with the most expected tokens per cost, and fills it.
+    """Chooses the block with the most expected tokens per cost, and the drafts for it.
 
     While rows read prompts, it is the shortest block for that whose room for prompts is at least
     half of what there is to read. The prompts have what the drafts leave of it. A width of cost 0
     or less is worth nothing.
     """
-    decoding = ~rows.idle & (rows.read >= rows.prompt_lengths)
-    unread = jnp.maximum(rows.prompt_lengths - rows.read, 0)
-    totals = jnp.asarray([block.total for block in blocks], jnp.int32)
-    judged = jnp.asarray([block.judged for block in blocks], jnp.int32)
-    num_widths = sum(not block.reads_prompts for block in blocks)
-    num_rows = jnp.asarray(decoding.shape[0], jnp.int32)
-    num_decoding = jnp.sum(decoding.astype(jnp.int32))
-    num_unread = jnp.sum(unread)
+    num_rows = rows.numbers.shape[0]
+    judged = [block.judged for block in blocks]
+    room = [n if has_room_for_drafts(b, rows) else 0 for n, b in zip(judged, blocks, strict=True)]
+    room, totals = (jnp.asarray(x, jnp.int32) for x in (room, [block.total for block in blocks]))
+    num_widths = costs.size
+    chances, needed, cut = _share(rows.draft, rows.record.strain(), rows.decoding)
 
-    strain = rows.record.strain()
-    spare = judged - jnp.where(jnp.arange(len(blocks)) < num_widths, num_decoding, num_rows)
-    if isinstance(rows.draft, DraftTree):
-        has_room = [has_room_for_trees(block, rows) for block in blocks]
-        spare = jnp.where(jnp.asarray(has_room), spare, 0)
-    held, cut = _share(rows.draft, strain, spare)
-    too_small = 2 * (totals[num_widths:-1] - judged[-1]) < num_unread
+    # All sums at once, as each is a kernel on a GPU: of the tokens that a step of each width is
+    # expected to emit, of the rows that decode, and of the tokens that are not read.
+    decoding = rows.decoding.astype(jnp.float32)
+    own = [*[decoding] * (num_widths + 1), rows.unread.astype(jnp.float32)]
+    verified = needed[None] <= room[:num_widths, None, None]
+    held = jnp.where(verified, chances[None], 0.0)
+    held = jnp.pad(held, ((0, 2), (0, 0), (0, 0)))
+    sums = jnp.sum(jnp.concatenate([held, jnp.stack(own)[..., None]], axis=2), axis=(1, 2))
+    num_decoding, num_unread = sums[-2], sums[-1]
+
+    too_small = 2 * (totals[num_widths:-1] - judged[-1]).astype(jnp.float32) < num_unread
     block = jnp.where(
         num_unread > 0,
         num_widths + jnp.sum(too_small.astype(jnp.int32)),
-        budget.best_width(num_decoding.astype(jnp.float32) + held[:num_widths], costs),
+        budget.best_width(sums[:num_widths], costs),
     )
+    # A row that comes to the end of its prompt is judged too, and has no draft.
+    others = jnp.where(num_unread > 0, num_rows - num_decoding.astype(jnp.int32), 0)
+    return Plan(block, cut(room[block] - others))
 
-    draft = cut(block)
-    places = totals[block] - num_decoding - jnp.sum(draft.length)
+
+def own_counts(rows: Rows, drafted: jax.Array, total: int) -> jax.Array:
+    """int32[B] the own tokens of each row in a block of `total` places that reads prompts.
+
+    They are the last one of a row that decodes. What these and int32[B] drafts leave of the block
+    is for the prompts, of the first rows first.
+    """
+    decoding, unread = rows.decoding.astype(jnp.int32), rows.unread
+    places = total - jnp.sum(decoding + drafted)
     before = jnp.cumsum(unread) - unread
-    chunk = jnp.clip(places - before, 0, unread)
-    return Plan(
-        block=block,
-        counts=jnp.where(decoding, 1, chunk),
-        emits=decoding | ((unread > 0) & (chunk == unread)),
-        draft=draft,
-    )
+    return jnp.where(rows.decoding, 1, jnp.clip(places - before, 0, unread))
 
 
 def _share(
-    draft: Draft | DraftTree, strain: jax.Array, budgets: jax.Array
-) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-    """Shares int32[W] budgets of drafted tokens among the rows, each alone.
+    draft: Draft | DraftTree, strain: jax.Array, decoding: jax.Array
+) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], Any]]:
+    """Shares places among the rows, each of which has its last token there if it decodes.
 
     Returns:
-      float32[W] tokens that are expected to hold; a function that cuts the drafts to the budget of
-      a number int32[].
+      float32[B, K] the chance that a drafted token holds; int32[B, K] the places with which it is
+      verified; a function that cuts the drafts to int32[] places. The tokens of a chain stay where
+      they are: `length` says how many count.
     """
+    own = decoding.astype(jnp.int32)
     if isinstance(draft, DraftTree):
         chances = tree_budget.survival(draft, strain)
-        rank = tree_budget.rank(chances)
-        best = jnp.sort(chances, axis=None, descending=True)
-        up_to = jnp.concatenate([jnp.zeros(1, jnp.float32), jnp.cumsum(best)])
-        held = up_to[jnp.clip(budgets, 0, best.size)]
-        return held, lambda i: tree_budget.keep(draft, (rank < budgets[i]) & (chances > 0.0))
-    lengths = budget.shared_lengths(draft, budgets, 1.0 / strain)
-    held = budget.expected_tokens(budget.survival(draft, strain), lengths)
-    return held, lambda i: budget.cut_draft(draft, lengths[i])
+        needed = jnp.sum(own) + 1 + tree_budget.rank(chances)
+        return chances, needed, lambda n: tree_budget.keep(draft, (needed <= n) & (chances > 0.0))
+    needed = budget.budget_needed(draft, 1.0 / strain, own)
+
+    def cut(places: jax.Array) -> Draft:
+        return dataclasses.replace(draft, length=budget.lengths_within(needed, places))
+
+    return budget.survival(draft, strain), needed, cut
 
 
 def unread_tokens(rows: Rows, width: int) -> jax.Array:
@@ -245,11 +309,13 @@ def append_tokens(
     return jnp.where(read, unread_tokens(rows, column.size), new)
 
 
-def admit(rows: Rows, prompt_lengths: jax.Array, limits: jax.Array) -> tuple[Rows, jax.Array]:
+def admit(
+    rows: Rows, prompt_lengths: jax.Array, limits: jax.Array, request: jax.Array | None = None
+) -> tuple[Rows, jax.Array]:
     """Frees the pages of idle rows, and gives those that can begin a request its pages.
 
     Lengths and limits are those of `PackedDecoder.admit`; the prompts themselves are up to the
-    caller.
+    caller, and so is which they are: int32[B] `request`, None for those that the rows have.
 
     Returns:
       The rows, and bool[B] which of them began.
@@ -267,21 +333,16 @@ def admit(rows: Rows, prompt_lengths: jax.Array, limits: jax.Array) -> tuple[Row
     if state is not None:
         slot = jnp.arange(begins.shape[0], dtype=jnp.int32)
         state = reset(state, jnp.where(begins, slot, -1))
-
-    def put(new: Any, old: jax.Array) -> jax.Array:
-        return jnp.where(begins, new, old)
-
+    begun = {"prompt_lengths": prompt_lengths, "limits": limits}
+    if request is not None:
+        begun["request"] = request
     zero = jnp.zeros_like(prompt_lengths)
-    return dataclasses.replace(
-        rows,
-        prompt_lengths=put(prompt_lengths, rows.prompt_lengths),
-        limits=put(limits, rows.limits),
-        read=put(zero, rows.read),
-        lengths=put(zero, rows.lengths),
-        record=jax.tree.map(lambda old: put(jnp.zeros_like(old), old), rows.record),
-        cache=cache,
-        state=state,
-    ), begins
+    for name in ("read", "lengths", "steps", "drafted", "accepted"):
+        begun[name] = zero
+    put = functools.partial(jnp.where, begins)
+    rows = rows.with_numbers(**{name: put(new, getattr(rows, name)) for name, new in begun.items()})
+    record = jax.tree.map(lambda old: put(jnp.zeros_like(old), old), rows.record)
+    return dataclasses.replace(rows, record=record, cache=cache, state=state), begins
 
 
 def insert_texts(
@@ -310,11 +371,8 @@ def release(rows: Rows, mask: jax.Array) -> Rows:
         draft = tree_budget.keep(draft, is_node(draft) & ~mask[:, None])
     else:
         draft = budget.cut_draft(draft, jnp.where(mask, 0, draft.length))
-    return dataclasses.replace(
-        rows,
-        prompt_lengths=jnp.where(mask, 0, rows.prompt_lengths),
-        draft=draft,
-    )
+    rows = rows.with_numbers(prompt_lengths=jnp.where(mask, 0, rows.prompt_lengths))
+    return dataclasses.replace(rows, draft=draft)
 
 
 def free_pages(rows: Rows) -> Any:

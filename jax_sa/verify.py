@@ -53,7 +53,7 @@ def accept_greedy(draft: Draft, targets: jax.Array, *, first: jax.Array | None =
         chosen = jnp.argmax(chosen, axis=-1).astype(jnp.int32)
     if first is not None:
         chosen = chosen[places(first, max_draft, chosen.shape[0])]
-    length = 1 + _prefix_length(_drafted(draft) & (draft.tokens == chosen[:, :-1]))
+    length = _prefix_length(_drafted(draft) & (draft.tokens == chosen[:, :-1]), start=1)
     emitted = jnp.arange(1 + max_draft, dtype=jnp.int32)[None] < length[:, None]
     return Accepted(tokens=jnp.where(emitted, chosen, DRAFT_FILL), length=length)
 
@@ -97,9 +97,12 @@ def accept_sampled(
     if first is None:
         first = (1 + max_draft) * jnp.arange(rows, dtype=jnp.int32)
         logits = logits.reshape(-1, logits.shape[-1])
+        row = jnp.repeat(jnp.arange(rows, dtype=jnp.int32), 1 + max_draft)
+    else:
+        row = row_of_place(first, draft, logits.shape[0])
     num_places, vocabulary = logits.shape
     place = places(first, max_draft, num_places)
-    target = distribution(logits, spread(sampling, row_of_place(first, draft, num_places)))
+    target = distribution(logits, spread(sampling, row))
     confirm_key, draw_key = jax.random.split(key)
 
     known = (draft.tokens >= 0) & (draft.tokens < vocabulary)
@@ -107,7 +110,7 @@ def accept_sampled(
     judge = place[:, :-1]
     probability = target.at(judge).probability(logits[judge, token], token)
     chance = jax.random.uniform(confirm_key, (rows, max_draft), jnp.float32)
-    length = 1 + _prefix_length(_drafted(draft) & known & (chance < probability))
+    length = _prefix_length(_drafted(draft) & known & (chance < probability), start=1)
 
     # The model's own token comes where a token was refused, or after the draft, where none was.
     position = jnp.arange(1 + max_draft, dtype=jnp.int32)[None]
@@ -256,11 +259,11 @@ def last_token(emitted: Accepted, before: jax.Array) -> jax.Array:
     return jnp.where(emitted.length > 0, token, before)
 
 
-def _prefix_length(confirmed: jax.Array) -> jax.Array:
-    """int32[B] how many positions of bool[B, K] hold before the first that does not."""
-    width = confirmed.shape[1]
-    position = jnp.arange(width, dtype=jnp.int32)[None]
-    return jnp.min(jnp.where(confirmed, width, position), axis=1, initial=width)
+def _prefix_length(confirmed: jax.Array, *, start: int = 0) -> jax.Array:
+    """int32[B] `start`, and how many positions of bool[B, K] hold before the first that does not."""
+    most = start + confirmed.shape[1]
+    position = jnp.arange(start, most, dtype=jnp.int32)[None]
+    return jnp.min(jnp.where(confirmed, most, position), axis=1, initial=most)
 
 
 def places(first: jax.Array, max_draft: int, num_places: int) -> jax.Array:

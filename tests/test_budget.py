@@ -135,7 +135,8 @@ def test_expected_tokens_sum_what_is_verified():
     draft = make_draft([8, 3], [5, 9])
     chances = np.asarray(budget.survival(draft, jnp.ones(2, jnp.float32)))
     lengths = [[0, 0], [2, 3], [8, 8]]
-    got = budget.expected_tokens(jnp.asarray(chances), jnp.asarray(lengths, jnp.int32))
+    verified = np.arange(8) < np.asarray(lengths)[..., None]
+    got = budget.expected_tokens(jnp.asarray(chances), jnp.asarray(verified))
     for value, (a, b) in zip(got, lengths, strict=True):
         assert math.isclose(value, chances[0, :a].sum() + chances[1, :b].sum(), rel_tol=1e-6)
 
