@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_sa._checks import check_array
+from jax_sa._checks import INT32_MAX, check_array
 
 
 def move_entries(
@@ -49,8 +49,11 @@ def move_entries(
     if page_axis == entry_axis:
         raise ValueError(f"axes: expected two different axes, got {axes}")
 
+    place = jnp.arange(path.shape[1], dtype=jnp.int32)[None]
+
     def move(array: jax.Array) -> jax.Array:
-        to = start[:, None] + jnp.arange(path.shape[1], dtype=jnp.int32)[None]
+        # What stays is not written again: its target is beyond every array.
+        to = jnp.where(path == place, INT32_MAX, start[:, None] + place)
         shape = array.shape[page_axis], array.shape[entry_axis]
         source = _index(array.ndim, axes, _locate(start[:, None] + path, pages, shape))
         target = _index(array.ndim, axes, _locate(to, pages, shape))

@@ -147,10 +147,24 @@ def test_plain_attention_to_trees(width):
     assert_as_expected(got, "drafts", q, keys, values, 1, hidden_places(seen))
 
 
+def begin_earlier(tree, entries):
+    """The same, but so many of the row's entries before the nodes count as nodes, which all see."""
+    start = jnp.maximum(tree.start - entries, 0)
+    nodes = jnp.ones((tree.nodes.shape[0], entries), bool)
+    nodes = jnp.concatenate([nodes, jnp.zeros_like(tree.nodes)], axis=1)
+    index = jnp.arange(tree.nodes.shape[1])[None] + (tree.start - start)[:, None]
+    tokens = jnp.arange(nodes.shape[0])[:, None]
+    nodes &= jnp.arange(nodes.shape[1])[None] < (tree.start - start)[:, None]
+    return dataclasses.replace(tree, start=start, nodes=nodes.at[tokens, index].set(tree.nodes))
+
+
+@pytest.mark.parametrize("earlier", [0, 23, 60])
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("shared", [1, 3])
-def test_the_kernel_attends_to_trees(shared, parts):
+def test_the_kernel_attends_to_trees(shared, parts, earlier):
+    """Of 9, 32 and 69 nodes: of less than a word of bits, of one, and of several."""
     tree, seen = tree_of_drafts()
+    tree = begin_earlier(tree, earlier)
     keys, values, q = cache(1, 16), cache(2, 16), draw(3, len(seen), GROUPS, shared, 16)
     width = attention_kernel.tile_width(1, shared)
     block = make_block("drafts", shared, keys, width=width, tree=tree)

@@ -203,6 +203,31 @@ def write(old: jax.Array, layer: jax.Array, block: Block, new: jax.Array) -> jax
     return old.at[layer, page, :, place].set(new, mode="drop", unique_indices=True)
 
 
+def move(
+    memory: Memory, start: jax.Array, path: jax.Array, pages: jax.Array | None, mesh: Mesh | None
+) -> Memory:
+    """The memory with the entries of accepted paths in order: see `jax_sa.move_entries`.
+
+    Args:
+      memory: keys and values.
+      start: int32[B]
+      path: int32[B, 1 + N]
+      pages: int32[B, M] of each row; None: row b has page b alone.
+      mesh: the devices that share the key/value heads, if any.
+    """
+    if mesh is not None or not gpu_kernel(memory[0][0].shape[-1], 1):
+        return jax_sa.move_entries(memory, start, path, axes=(1, 3), pages=pages)
+    from jax_sa.llama import move_kernel
+
+    if pages is None:
+        pages = jnp.arange(start.size, dtype=jnp.int32)[:, None]
+    moved = [
+        move_kernel.move_entries(*pair, start, path, pages) for pair in zip(*memory, strict=True)
+    ]
+    keys, values = zip(*moved, strict=True)
+    return keys, values
+
+
 def plain_attention(
     q: jax.Array, keys: jax.Array, values: jax.Array, layer: jax.Array, block: Block
 ) -> jax.Array:

@@ -28,6 +28,8 @@ STAGES = 2
 PROGRAMS = 2048
 """A tile is shared until there are so many programs: a few for each multiprocessor of a GPU."""
 MOST_PARTS = 8
+WORD = 32
+"""Nodes of a tree whose bits are one int32."""
 LOW = -1e30
 """In place of minus infinity, of which the difference is no number."""
 
@@ -78,7 +80,7 @@ def paged_attention(
         shapes += [jax.ShapeDtypeStruct((parts, *of_rows), jnp.float32)] * 2
     tree = ()
     if block.tree is not None:
-        tree = (block.tree.start, block.tree.nodes.astype(jnp.int32))
+        tree = (block.tree.start, _words(block.tree.nodes))
     found = pl.pallas_call(
         functools.partial(_kernel, width=block.width, parts=parts, has_tree=bool(tree)),
         grid=(tiles, groups, parts),
@@ -174,15 +176,30 @@ def _kernel(
         triton.store(ref.at[part, token, group, head], value, mask=is_in)
 
 
-def _is_seen(start_ref, nodes_ref, token, is_in):
+def _words(nodes: jax.Array) -> jax.Array:
+    """int32[T, W] of bool[T, N] nodes: bit i of word w is node 32 w + i."""
+    total, max_nodes = nodes.shape
+    padded = jnp.pad(nodes, ((0, 0), (0, -max_nodes % WORD))).reshape(total, -1, WORD)
+    bits = padded.astype(jnp.int32) << jnp.arange(WORD, dtype=jnp.int32)[None, None]
+    return jnp.sum(bits, axis=-1, dtype=jnp.int32)
+
+
+def _is_seen(start_ref, words_ref, token, is_in):
     """Whether the tokens of the lines attend to places [1, C], of trees."""
-    start = jnp.where(is_in, triton.load(start_ref.at[token]), 0)
+    start = triton.load(start_ref.at[token], mask=is_in, other=0)[:, None]
+    # In registers: nothing is loaded for each place.
+    words = [
+        triton.load(words_ref.at[token, word], mask=is_in, other=0)[:, None]
+        for word in range(words_ref.shape[1])
+    ]
 
     def is_seen(place):
-        node = place - start[:, None]
-        is_node = (node >= 0) & (node < nodes_ref.shape[1])
-        at = (token[:, None], jnp.where(is_node, node, 0))
-        attends = triton.load(nodes_ref.at[at], mask=is_node, other=0) > 0
-        return (node < 0) | (is_node & attends)
+        node = place - start
+        seen = node < 0
+        for nth, word in enumerate(words):
+            bit = node - nth * WORD
+            is_set = (word >> (bit & (WORD - 1))) & 1
+            seen |= (bit >= 0) & (bit < WORD) & (is_set > 0)
+        return seen
 
     return is_seen

@@ -28,6 +28,7 @@ from jax_sa.llama.attention import (
     cached_attention,
     gpu_kernel,
     make_block,
+    move,
 )
 from jax_sa.llama.config import Config, Llama3Rope
 from jax_sa.llama.weights import AXIS
@@ -53,7 +54,7 @@ class Cache:
 
     def move(self, start: jax.Array, path: jax.Array) -> "Cache":
         """The cache with the entries of accepted paths in order: see `jax_sa.Decoder`."""
-        keys, values = jax_sa.move_entries((self.keys, self.values), start, path, axes=(1, 3))
+        keys, values = move((self.keys, self.values), start, path, None, self.mesh)
         hidden = jax_sa.move_entries(self.hidden, start, path, axes=(0, 1))
         return dataclasses.replace(self, keys=keys, values=values, hidden=hidden)
 

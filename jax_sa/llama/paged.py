@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jax_sa
 from jax_sa.cache_schema import PADDING_PAGE, BlockTable, init_block_table
 from jax_sa.llama import model
-from jax_sa.llama.attention import make_block
+from jax_sa.llama.attention import make_block, move
 from jax_sa.llama.config import Config
 
 
@@ -40,9 +40,8 @@ class PackedCache:
 
     def move(self, start: jax.Array, path: jax.Array) -> "PackedCache":
         """The cache with the entries of accepted paths in order: see `jax_sa.PackedDecoder`."""
-        entries = (self.keys, self.values)
-        pages = self.block_table.pages[1:]
-        keys, values = jax_sa.move_entries(entries, start, path, axes=(1, 3), pages=pages)
+        memory, pages = (self.keys, self.values), self.block_table.pages[1:]
+        keys, values = move(memory, start, path, pages, self.mesh)
         return dataclasses.replace(self, keys=keys, values=values)
 
 
