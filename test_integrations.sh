@@ -3,14 +3,14 @@
 #
 #   ./test_integrations.sh                      all
 #   ./test_integrations.sh gemma tunix          some
-#   PYTHON=python3.12 ./test_integrations.sh    another interpreter
+#   PYTHON=python3.12 ./test_integrations.sh    another interpreter; maxtext needs this one
 #
 # Each stack is installed, run, and deleted before the next: some take several GB. It is not part of
 # ./test.sh, because what it installs takes minutes and comes from others. Where uv is found it
 # resolves what to install, since pip may look for hours at a stack with hundreds of dependencies.
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$(dirname "${BASH_SOURCE[0]}")"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export JAX_PLATFORMS=cpu
@@ -20,12 +20,14 @@ declare -A pins=(
   [tunix]="google-tunix==0.1.7"
   [penzai]="penzai==0.2.5"
   [lalamo]="lalamo==0.17.0"
+  [maxtext]="-r examples/integrations/maxtext.txt"
 )
 declare -A runs=(
   [gemma]="gemma|gemma_sampler"
   [tunix]="tunix --model qwen3|tunix --model qwen2|tunix --model llama3"
   [penzai]="penzai"
   [lalamo]="lalamo"
+  [maxtext]="maxtext"
 )
 
 install() {  # ENVIRONMENT PACKAGE...
@@ -40,7 +42,7 @@ install() {  # ENVIRONMENT PACKAGE...
 }
 
 stacks=("$@")
-[ ${#stacks[@]} -gt 0 ] || stacks=(gemma tunix penzai lalamo)
+[ ${#stacks[@]} -gt 0 ] || stacks=(gemma tunix penzai lalamo maxtext)
 failed=()
 for stack in "${stacks[@]}"; do
   if [ -z "${pins[$stack]:-}" ]; then
@@ -50,11 +52,11 @@ for stack in "${stacks[@]}"; do
   echo "== $stack: ${pins[$stack]}"
   "${PYTHON:-python3}" -m venv "$scratch/$stack"
   read -ra packages <<<"${pins[$stack]}"
-  install "$scratch/$stack" "$repo" "${packages[@]}"
+  install "$scratch/$stack" . "${packages[@]}" || { failed+=("to install $stack") && continue; }
   IFS='|' read -ra commands <<<"${runs[$stack]}"
   for command in "${commands[@]}"; do
     read -ra words <<<"$command"
-    (cd "$repo/examples" && "$scratch/$stack/bin/python" -W ignore -m "integrations.${words[0]}" \
+    (cd examples && "$scratch/$stack/bin/python" -W ignore -m "integrations.${words[0]}" \
       "${words[@]:1}") || failed+=("$command")
   done
   rm -rf "${scratch:?}/$stack"

@@ -23,6 +23,7 @@ import numpy as np
 from report import add_json, positive, report
 
 import jax_sa
+from jax_sa.calibration import CALIBRATION_TOKENS
 from jax_sa.cli.progress import ProgressBar
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
@@ -163,6 +164,14 @@ def compare(setting: Setting, none: Measured, sa: Measured) -> dict[str, Any]:
     }
 
 
+def new_tokens(text: str) -> int:
+    """An option's value as an int that suffices to measure what steps cost."""
+    number = int(text)
+    if number < CALIBRATION_TOKENS:
+        raise argparse.ArgumentTypeError(f"expected at least {CALIBRATION_TOKENS}, got {number}")
+    return number
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -176,7 +185,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32, 128], metavar="B")
     add("--temperatures", type=float, nargs="*", default=[0.0, 0.7], metavar="T")
     add("--random", action="store_true", help="also random tokens, which no draft foretells")
-    add("--max_new_tokens", type=positive, default=200)
+    add("--max_new_tokens", type=new_tokens, default=200)
     add("--max_draft", type=positive, default=32)
     add("--refills", type=positive, default=3, help="prompts for each row, at least")
     add("--runs", type=positive, default=3)

@@ -56,6 +56,14 @@ def test_bad_input_is_one_line(name, tmp_path):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("value", ["7", "0", "-1"])
+def test_too_few_tokens_to_measure_costs_with_are_one_line(value):
+    done = run(BENCHMARKS / "real_model.py", "--max_new_tokens", value)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    expected = f"argument --max_new_tokens: expected at least 8, got {value}"
+    assert done.stderr.splitlines()[-1].endswith(expected)
+
+
 @pytest.mark.slow
 def test_the_share_of_a_step(tmp_path):
     pytest.importorskip(

@@ -46,7 +46,8 @@ def test_table_has_every_part_and_the_answers(run):
     assert f"{made.device_bytes:,}" in text
     most = max_requests(dsv4_pro(), 141 * 10**9, context_tokens=131072)
     longest = max_context(dsv4_pro(), 141 * 10**9, requests=64)
-    assert f"{most:,}; longest context with 64 at once: {longest:,} tokens" in text
+    assert f"\nmost requests of 131,072 tokens: {most:,}\n" in text
+    assert f"\nlongest context with 64 at once: {longest:,} tokens\n" in text
 
 
 def test_what_is_left_out_is_searched(run):

@@ -40,4 +40,4 @@ def test_example_is_what_the_command_prints(command, shown, capsys):
 def test_most_requests_of_pro_on_eight(options, short, middle, long, capsys):
     for context, most in ((8192, short), (131_072, middle), (1_048_576, long)):
         assert main(PRO.format(context, options).split()) == 0
-        assert f"most requests of {context:,} tokens: {most};" in capsys.readouterr().out
+        assert f"most requests of {context:,} tokens: {most}\n" in capsys.readouterr().out

@@ -52,6 +52,17 @@ def test_replay(traces):
     assert "1000000" in out and f"{LONG[:17]}..." in out
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_plan(fits):
+    """Far wider figures than those of one device: 100 TiB, and the longest context there may be."""
+    load = ("--hbm", "100TiB", "--requests", 4000) if fits else ("--hbm", "1MB")
+    options = ("--context", 1_048_576, "--headroom", 0.5, "--page-alignment", 4096, *load)
+    out, err = through_a_pipe("-m", "jax_sa", "plan", "--model", "pro", *options)
+    assert err == ""
+    assert_fits(out)
+    assert "replica: " in out and ("missing" in out) != fits
+
+
 class NotebookOutput(io.StringIO):
     """A stream as a notebook has it: no terminal, and no file below."""
 

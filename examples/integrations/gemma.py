@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gemma import gm
 
 import jax_sa
-from integrations.show import parser, show
+from integrations.show import folder, loading, parser, show
 
 TINY = gm.nn.config.TransformerConfig(
     num_embed=256,
@@ -58,11 +58,14 @@ def adapt(gemma, dtype):
 def main():
     """Random parameters of a tiny Gemma, or a checkpoint of Gemma 3 270M."""
     options = parser(__doc__.partition("\n")[0])
-    options.add_argument("--checkpoint", help="of gm.nn.Gemma3_270M, to load with gm.ckpts")
+    options.add_argument(
+        "--checkpoint", type=folder, help="of gm.nn.Gemma3_270M, to load with gm.ckpts"
+    )
     args = options.parse_args()
     if args.checkpoint:
         gemma, dtype = gm.nn.Gemma3_270M(), jnp.bfloat16
-        params = gm.ckpts.load_params(args.checkpoint)
+        with loading(args.checkpoint):
+            params = gm.ckpts.load_params(args.checkpoint)
     else:
         gemma, dtype = gm.nn.Transformer(config=TINY, dtype=jnp.float32), jnp.float32
         init = jax.jit(functools.partial(gemma.init, tokens=jnp.zeros((1, 2), jnp.int32)))

@@ -28,7 +28,7 @@ from lalamo.modules.token_mixers.kv_cache import StaticKVCacheLayer
 from lalamo.utils.sharding import ShardingConfig
 
 import jax_sa
-from integrations.show import parser, show
+from integrations.show import loading, parser, show
 
 TINY = {
     "hidden_size": 64,
@@ -104,7 +104,8 @@ def main():
     args = options.parse_args()
     if args.checkpoint:
         sharding = ShardingConfig.replicated()
-        decoder = import_model(args.checkpoint, sharding_config=sharding).model.decoder
+        with loading(args.checkpoint):
+            decoder = import_model(args.checkpoint, sharding_config=sharding).model.decoder
         dtype = jnp.bfloat16
     else:
         decoder, dtype = tiny(), jnp.float32

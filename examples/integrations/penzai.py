@@ -17,7 +17,7 @@ from penzai.models.transformer import sampling_mode
 from penzai.models.transformer.variants import llama, llamalike_common
 
 import jax_sa
-from integrations.show import parser, show
+from integrations.show import loading, parser, show
 
 TINY = llamalike_common.LlamalikeTransformerConfig(
     num_kv_heads=2,
@@ -70,10 +70,11 @@ def main():
     options.add_argument("--checkpoint", help="a Llama that transformers can load")
     args = options.parse_args()
     if args.checkpoint:
-        from transformers import LlamaForCausalLM
+        with loading(args.checkpoint):
+            from transformers import LlamaForCausalLM
 
-        loaded = LlamaForCausalLM.from_pretrained(args.checkpoint)
-        transformer = llama.llama_from_huggingface_model(loaded)
+            loaded = LlamaForCausalLM.from_pretrained(args.checkpoint)
+            transformer = llama.llama_from_huggingface_model(loaded)
         vocabulary = loaded.config.vocab_size
     else:
         key = jax.random.key(0)

@@ -4,9 +4,12 @@ Letters: B prompts, P tokens of the longest, G new tokens.
 """
 
 import argparse
+import contextlib
+import pathlib
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,6 +27,28 @@ def parser(description: str) -> argparse.ArgumentParser:
     result.add_argument("--max_new_tokens", type=int, default=64, help="default: 64")
     result.add_argument("--max_draft", type=int, default=8, help="tokens of a draft (default: 8)")
     return result
+
+
+def folder(text: str) -> str:
+    """An option's value as the absolute path of a folder; an address such as gs://... stays."""
+    if "://" in text:
+        return text
+    path = pathlib.Path(text).resolve()
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a folder, got {text}")
+    return str(path)
+
+
+@contextlib.contextmanager
+def loading(checkpoint: str) -> Iterator[None]:
+    """Turns whatever a stack raises about a checkpoint into one line and status 2."""
+    try:
+        yield
+    except Exception as error:
+        reason = textwrap.shorten(str(error), 160, placeholder=" ...")
+        problem = f"cannot be loaded: {type(error).__name__}: {reason}"
+        print(f"error: --checkpoint {checkpoint}: {problem}", file=sys.stderr)
+        sys.exit(2)
 
 
 def repetitive_prompts(count: int, vocabulary: int) -> tuple[jax.Array, jax.Array]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import jax_sa
-from integrations.show import parser, show
+from integrations.show import folder, loading, parser, show
 
 CLASSES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama3": "Llama3"}
 CHECKPOINTS = {"qwen2": "qwen2p5_0p5b", "qwen3": "qwen3_0p6b", "llama3": "llama3p2_1b"}
@@ -59,13 +59,16 @@ def main():
     """Random parameters of a tiny model, or a checkpoint."""
     options = parser(__doc__.partition("\n")[0])
     options.add_argument("--model", choices=CLASSES, default="qwen3", help="default: qwen3")
-    options.add_argument("--checkpoint", help="a folder of safetensors of the smallest such model")
+    options.add_argument(
+        "--checkpoint", type=folder, help="a folder of safetensors of the smallest such model"
+    )
     args = options.parse_args()
     library = importlib.import_module(f"tunix.models.{args.model}.model")
     if args.checkpoint:
         params = importlib.import_module(f"tunix.models.{args.model}.params")
         config = getattr(library.ModelConfig, CHECKPOINTS[args.model])()
-        module = params.create_model_from_safe_tensors(args.checkpoint, config)
+        with loading(args.checkpoint):
+            module = params.create_model_from_safe_tensors(args.checkpoint, config)
     else:
         config = library.ModelConfig(**TINY)
         module = getattr(library, CLASSES[args.model])(config, rngs=nnx.Rngs(jax.random.key(0)))

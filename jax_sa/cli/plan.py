@@ -196,19 +196,20 @@ def _as_text(made: CachePlan, max_requests: int, max_context_tokens: int) -> str
         ("part", "bytes", "GiB", "of it padding"),
         [(name, f"{size:,}", f"{size / 2**30:.3f}", f"{waste:,}") for name, size, waste in rows],
     )
-    verdict = "fits" if made.fits else "does not fit"
     return "\n".join(
         [
             f"model: {float(_bytes_per_token(made)):,} bytes per token, and "
             f"{_request_state_bytes(made):,} per request",
-            f"load: {made.requests:,} requests of {made.context_tokens:,} tokens; a replica has "
-            f"{made.num_slots:,} slots and {made.num_pages:,} pages of {made.block_size} tokens",
+            f"load: {made.requests:,} requests of {made.context_tokens:,} tokens",
+            f"replica: {made.num_slots:,} slots, {made.num_pages:,} pages of {made.block_size} "
+            "tokens",
             f"fullest device: stage {made.fullest_stage + 1} of {len(made.stages)}, "
             f"{len(stage.schedule)} layers",
             "",
             table,
             "",
-            f"{verdict}; most requests of {made.context_tokens:,} tokens: {max_requests:,}; "
+            "fits" if made.fits else "does not fit",
+            f"most requests of {made.context_tokens:,} tokens: {max_requests:,}",
             f"longest context with {made.requests:,} at once: {max_context_tokens:,} tokens",
         ]
     )
