@@ -254,7 +254,7 @@ class Automaton {
     }
     for (uint32_t rest = writers; rest != 0; rest &= rest - 1) {  // two were to take one free entry
       warp_.only(Warp::lowest_bit(rest), [&](int32_t lane) {
-        write(lane, slot_.skip_others(place_[lane].entry, suffix_[lane].first_end, token));
+        write(lane, slot_.find(hash_, suffix_[lane], token, length_).entry);
       });
     }
   }
@@ -326,18 +326,21 @@ class Automaton {
   }
 
   // Fills the window's free lanes with the nodes that follow `node` on its suffix link path. In a
-  // run, of one token or with another period, the nodes on it are so many numbers apart: each lane
-  // looks up the link of the node that it would have then, as far as they lead to each other.
+  // run, of one token or with another period, the nodes on it are so many numbers apart; where ever
+  // longer parts of a text were repeated, so many more each time. Each lane looks up the link of
+  // the node that it would have then, as far as they lead to each other.
   JAX_SA_FN void follow_links(int32_t node) {
     const int32_t first = count_;
     const int32_t last_node = slot_.max_seq_len + num_clones_;
-    int32_t stride = -1;
+    int64_t stride = -1, bend = 0;  // to the next node; how much more to each after it
+    PerLane<int32_t> link;
     complete_ = false;
     while (count_ < kWindow && !complete_) {
-      const auto guess = [&](int32_t i) { return node + int64_t{stride} * i; };
+      const auto guess = [&](int32_t i) { return node + stride * i + bend * (i * (i - 1) / 2); };
       const int32_t right = warp_.find_first(kWindow - count_, [&](int32_t i) {
-        const bool is_node = guess(i) > kRoot && guess(i) <= last_node;
-        return !is_node || guess(i + 1) == kRoot || slot_.nodes[guess(i)].link != guess(i + 1);
+        if (guess(i) <= kRoot || guess(i) > last_node) return true;
+        link[i] = slot_.nodes[guess(i)].link;
+        return guess(i + 1) == kRoot || link[i] != guess(i + 1);
       });
       const int32_t begin = count_;
       warp_.each(kWindow, [&](int32_t lane) {
@@ -346,8 +349,9 @@ class Automaton {
       count_ += right;
       int32_t below = static_cast<int32_t>(guess(right));
       if (count_ < kWindow) {
-        const int32_t up = slot_.nodes[below].link;
-        stride = up - below;
+        const int32_t up = warp_.broadcast(right, [&](int32_t own) { return link[own]; });
+        bend = up - below - (stride + bend * (right - 1));
+        stride = up - below + bend;
         warp_.only(count_, [&](int32_t lane) { suffix_[lane].node = up; });
         ++count_;
         below = up;

@@ -285,10 +285,9 @@ class ParallelBuild {
     const bool shared = from.end_below - text.begin == end && target_length > from.length_below;
     if (shared) return;
     const int32_t node = is_leaf ? prefix : node_[target.interval];
-    int32_t entry = slot.home(Hash(*slot.seed), end, token);
-    while (grid_.compare_exchange(slot.edges[entry].first_end, 0, end + 1) != 0) {
-      entry = slot.entry_after(entry, 1);
-    }
+    const int32_t entry = slot.first_entry(Hash(*slot.seed), end, token, own, [&](int32_t other) {
+      return grid_.compare_exchange(slot.edges[other].first_end, 0, end + 1) == 0;
+    });
     slot.edges[entry].token = token;
     slot.edges[entry].target = node << 1 | (target_length == own + 1 ? 1 : 0);
     slot.edges[entry].length = own;

@@ -39,7 +39,8 @@ class Comparison {
   }
 
  private:
-  static constexpr int32_t kSeen = -1;  // not a target
+  static constexpr int32_t kSeen = -1;             // not a target
+  static constexpr int32_t kLongestSearch = 4096;  // entries
 
   JAX_SA_FN int32_t num_nodes() const { return 2 * slot_.max_seq_len; }
 
@@ -69,7 +70,7 @@ class Comparison {
   // at a free entry. Its text's length is given as 0, because implied edges must not be among the
   // explicit ones.
   JAX_SA_FN bool take(Edge edge) const {
-    if (edge.first_end < 1 || edge.target == kSeen) return false;
+    if (edge.first_end < 1 || edge.length < 0 || edge.target == kSeen) return false;
     const Suffix from{kNone, edge.length, edge.first_end - 1};
     Edge& found = built_.edges[built_.find(built_hash_, from, edge.token, 0).entry];
     return found.first_end == edge.first_end && found.token == edge.token &&
@@ -87,31 +88,19 @@ class Comparison {
     return others || missing;
   }
 
-  // Whether a search that starts at an edge's home comes upon a free entry before the edge. Each
-  // lane has a part of the table, and looks back from there to the last free entry.
+  // Whether a search for some edge comes upon a free entry before it, or goes on for longer than
+  // any does where edges were not made to collide.
   JAX_SA_FN bool edges_are_lost() const {
-    const int32_t part = slot_.num_entries / kWindow + 1;
-    return warp_.any(0, kWindow, [&](int32_t lane) {
-      const int32_t begin = lane * part;
-      const int32_t end = begin + part < slot_.num_entries ? begin + part : slot_.num_entries;
-      if (begin >= end) return false;
-      int32_t run = 0;  // taken entries before this one, side by side
-      while (run < slot_.num_entries && is_taken(entries_apart(begin, run + 1))) ++run;
-      for (int32_t entry = begin; entry < end; ++entry) {
-        if (is_taken(entry) && entries_apart(entry, home(entry)) > run) return true;
-        run = is_taken(entry) ? run + 1 : 0;
-      }
-      return false;
+    return warp_.any(0, slot_.num_entries, [&](int32_t entry) {
+      const Edge edge = slot_.edges[entry];
+      if (!is_taken(entry)) return false;
+      int32_t left = kLongestSearch;
+      const auto stops = [&](int32_t other) {
+        return other == entry || !is_taken(other) || --left == 0;
+      };
+      const int32_t end = edge.first_end - 1;
+      return slot_.first_entry(hash_, end, edge.token, edge.length, stops) != entry;
     });
-  }
-
-  JAX_SA_FN int32_t home(int32_t entry) const {
-    return slot_.home(hash_, slot_.edges[entry].first_end - 1, slot_.edges[entry].token);
-  }
-
-  // How far entry `b` is before entry `a`, round the table's end; or the entry that is `b` before.
-  JAX_SA_FN int32_t entries_apart(int32_t a, int32_t b) const {
-    return a >= b ? a - b : a - b + slot_.num_entries;
   }
 
   Warp warp_;

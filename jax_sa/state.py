@@ -54,7 +54,7 @@ class Invalid(enum.IntFlag):
     """`suffixes` are not the longest repeated suffixes of the text."""
     EDGES = 8
     """`edges` lacks an edge, has one too many or twice, one with another target, or one where no
-    search finds it."""
+    search finds it among the first 4,096 entries that it passes."""
     MATCH = 16
     """`match` of a `ScanState` is not what comparing the text with itself gives."""
 
@@ -124,9 +124,9 @@ class State:
 
     @property
     def edges(self) -> jax.Array:
-        """[S, E, 4] by hash of (seed, first end, token), linear probing: (first end of the sources
-        + 1 or 0 if free, token, 2 * target + (1 if the edge of the longest source is solid), length
-        of the longest source).
+        """[S, E, 4] in blocks of 8, by hash of (seed, first end, token), and of the length where
+        blocks are full: (first end of the sources + 1 or 0 if free, token, 2 * target + (1 if the
+        edge of the longest source is solid), length of the longest source).
         """
         return self._part("edges")
 
@@ -168,8 +168,8 @@ def index_shapes(max_seq_len: int) -> dict[str, tuple[int, ...]]:
     n = max_seq_len
     return {
         # A text of n tokens has at most 2n explicit edges, so the table is never more than 4/5
-        # full, and on real text never more than half. A search loads up to 16 entries at once.
-        # First, as an edge is loaded in one piece.
+        # full, and on real text never more than half. It has whole blocks of 8; what is left over
+        # is not used. First, as an edge is loaded in one piece.
         "edges": (5 * n // 2 + 16, 4),
         "suffixes": (WINDOW, 3),
         "nodes": (2 * n, 2),

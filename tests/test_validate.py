@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import texts
 from calls import copy_slots, extend, reference_of, reset
+from edge_table import edge_keys, entries_passed, searched_entries
 from inspection import assert_slot_equals
 
 import jax_sa
@@ -71,9 +72,11 @@ def free_entry(state):
 
 
 def free_entry_after(state, entry):
-    while state.edges[0, entry, 0]:
-        entry = (entry + 1) % state.edges.shape[1]
-    return entry
+    """The one in which the edge of an entry would be if others had taken all before it."""
+    end, token, _, length = state.edges[0, entry]
+    key = edge_keys(int(state.seed[0]), end - 1, token)
+    searched = searched_entries(key, int(length), state.edges.shape[1])
+    return next(other for other in searched if not state.edges[0, other, 0])
 
 
 def set_item(field, index, value):
@@ -83,10 +86,16 @@ def set_item(field, index, value):
     return change
 
 
+def last_edge(state):
+    """One that the search for no other passes."""
+    edges, seed = state.edges[0], int(state.seed[0])
+    taken = np.flatnonzero(edges[:, 0])
+    passed = {other for entry in taken for other in entries_passed(edges, seed, entry)}
+    return next(entry for entry in taken if entry not in passed)
+
+
 def without_an_edge(state):
-    """The last of its run of entries, so that no search passes where it was."""
-    taken = state.edges[0, :, 0] != 0
-    state.edges[0, np.flatnonzero(taken & ~np.roll(taken, -1))[0]] = 0
+    state.edges[0, last_edge(state)] = 0
 
 
 def with_another_edge(state):
@@ -108,12 +117,9 @@ def with_an_edge_twice(state):
 
 def with_an_edge_elsewhere(state):
     """Where no search comes by: after a free entry."""
-    entries = state.edges.shape[1]
-    taken = state.edges[0, :, 0] != 0
-    first = np.flatnonzero(taken & ~np.roll(taken, -1))[0]
-    entry = next(i for i in range(entries) if not taken[i] and not taken[i - 1] and i - 1 != first)
-    state.edges[0, entry] = state.edges[0, first]
-    state.edges[0, first] = 0
+    last, entry = last_edge(state), free_entry(state)
+    state.edges[0, entry] = state.edges[0, last]
+    state.edges[0, last] = 0
 
 
 def with_a_full_table(state):
