@@ -80,18 +80,24 @@ def _check_top_p(value: Any) -> float:
 
 def spread(sampling: Sampling, row: jax.Array) -> Sampling:
     """The sampling of each place: `row` int32[T] holds the row that a place belongs to."""
-
-    def of_places(value: jax.Array | None) -> jax.Array | None:
-        if value is None:
-            return None
-        return value[row] if value.ndim else jnp.broadcast_to(value, row.shape)
-
-    return Sampling(
-        sampling.key,
-        of_places(sampling.temperature),
-        of_places(sampling.top_k),
-        of_places(sampling.top_p),
+    return _of_places(
+        sampling, lambda value: value[row] if value.ndim else jnp.broadcast_to(value, row.shape)
     )
+
+
+def repeat(sampling: Sampling, rows: int, count: int) -> Sampling:
+    """The sampling of each place, where each of B rows has so many, one row after the other."""
+
+    def of_places(value: jax.Array) -> jax.Array:
+        of_rows = value[:, None] if value.ndim else value
+        return jnp.broadcast_to(of_rows, (rows, count)).reshape(-1)
+
+    return _of_places(sampling, of_places)
+
+
+def _of_places(sampling: Sampling, of_places: Callable[[jax.Array], jax.Array]) -> Sampling:
+    options = (sampling.temperature, sampling.top_k, sampling.top_p)
+    return Sampling(sampling.key, *jax.tree.map(of_places, options))
 
 
 class Distribution(NamedTuple):

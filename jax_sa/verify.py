@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax_sa._checks import check_array, check_int
 from jax_sa._explicit import follow_rows
 from jax_sa.automaton import DRAFT_FILL, Draft, Source
-from jax_sa.sampling import Sampling, check_sampling, distribution, spread
+from jax_sa.sampling import Sampling, check_sampling, distribution, repeat, spread
 
 
 @jax.tree_util.register_dataclass
@@ -94,15 +94,16 @@ def accept_sampled(
     rows, max_draft = _check_draft("draft", draft)
     logits = check_logits("logits", logits, rows, max_draft, first)
     sampling = check_sampling(Sampling(key, temperature, top_k, top_p), rows)
+    one_place = first is None and max_draft == 0  # for each row, in order
     if first is None:
         first = (1 + max_draft) * jnp.arange(rows, dtype=jnp.int32)
         logits = logits.reshape(-1, logits.shape[-1])
-        row = jnp.repeat(jnp.arange(rows, dtype=jnp.int32), 1 + max_draft)
+        of_places = repeat(sampling, rows, 1 + max_draft)
     else:
-        row = row_of_place(first, draft, logits.shape[0])
+        of_places = spread(sampling, row_of_place(first, draft, logits.shape[0]))
     num_places, vocabulary = logits.shape
     place = places(first, max_draft, num_places)
-    target = distribution(logits, spread(sampling, row))
+    target = distribution(logits, of_places)
     confirm_key, draw_key = jax.random.split(key)
 
     known = (draft.tokens >= 0) & (draft.tokens < vocabulary)
@@ -118,8 +119,10 @@ def accept_sampled(
     tokens = _widen(draft.tokens, 1 + max_draft)
     tried = jnp.where(_widen(_drafted(draft), 1 + max_draft), tokens, -1)
     refused = jnp.take_along_axis(tried, last, axis=1)
-    here = jnp.take_along_axis(place, last, axis=1)[:, 0]
-    scores = target.at(here).scores(logits[here])
+    if not one_place:
+        here = jnp.take_along_axis(place, last, axis=1)[:, 0]
+        target, logits = target.at(here), logits[here]
+    scores = target.scores(logits)
     own = jax.random.categorical(draw_key, _without(scores, refused)).astype(jnp.int32)
     tokens = jnp.where(position == last, own[:, None], tokens)
     return Accepted(tokens=jnp.where(position < length[:, None], tokens, DRAFT_FILL), length=length)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import copies
 import jax
@@ -134,6 +135,64 @@ def test_a_step_is_one_cuda_graph(h100, tmp_path):
     )
     assert test_gpu_program.captured_calls(tmp_path, "kConditional") == {True}
     assert test_gpu_program.captured_calls(tmp_path, "kWhile") == {False}
+
+
+@pytest.mark.skipif(BRANCHES_COPY, reason="jax before 0.11.2 has loops in place of branches")
+@pytest.mark.parametrize(("drafts", "most"), [("automata", 13), (None, 7)])
+def test_a_step_has_few_kernels(h100, tmp_path, drafts, most):
+    """Beside those of the block's branch: 11 and 5 were seen. A small one is as slow as a launch."""
+    compile_generate(h100, True, drafts, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
+    (dump,) = tmp_path.glob("*thunk_sequence_after_thunk_passes.txt")
+    assert 3 <= len(kernels_of_a_step(dump.read_text())) <= most
+
+
+def kernels_of_a_step(thunks):
+    """The thunks of the innermost loop and of its condition, but for those of its branches."""
+    steps, loop, branch = [], None, None
+    for line in thunks.splitlines():
+        header = re.match(r"( *)branch_\d+:", line)
+        thunk = re.match(r"( *)\d+: (k\w+)", line)
+        if header and (branch is None or len(header[1]) <= branch):
+            branch = len(header[1])
+        if thunk is None:
+            continue
+        indent, kind = len(thunk[1]), thunk[2]
+        if branch is not None and indent > branch:
+            continue
+        branch = None
+        if kind == "kWhile":
+            steps, loop = [], indent
+        elif loop is not None and indent <= loop:
+            break
+        elif kind not in ("kCommandBuffer", "kConditional"):
+            steps.append(kind)
+    return steps
+
+
+def test_kernels_are_counted_in_the_innermost_loop():
+    thunks = """000: kCommandBuffer
+    001: kCopy
+002: kWhile
+condition:
+    003: kCustomKernel
+  body:
+    000: kCommandBuffer
+        008: kCustomKernel
+    004: kWhile
+    condition:
+        012: kCustomKernel
+      body:
+        000: kCommandBuffer
+            005: kCustomKernel
+            009: kConditional
+              branch_0:
+                006: kCustomKernel
+                007: kCustomCall
+            010: kCopy
+    000: kCommandBuffer
+        011: kCopy
+"""
+    assert kernels_of_a_step(thunks) == ["kCustomKernel", "kCustomKernel", "kCopy"]
 
 
 N, P, G, CAPACITY = 7, 24, 12, 48
