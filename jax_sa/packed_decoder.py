@@ -533,12 +533,14 @@ class PackedDecoder(DraftOptions):
         own = rows.last[:, None]
         if block.reads_prompts:
             own = own_tokens(rows, _chunk(rows, block.total))
-        packed = pack(own, plan.counts, plan.draft, rows.read, total=block.total)
+        is_tree = isinstance(plan.draft, DraftTree)
+        has_tree = is_tree and has_room_for_trees(block, rows)
+        # Without room a tree has no nodes, and the step is that of plain decoding.
+        draft = no_drafts(*plan.draft.tokens.shape) if is_tree and not has_tree else plan.draft
+        packed = pack(own, plan.counts, draft, rows.read, total=block.total)
         flat = (packed.tokens, packed.rows, packed.positions)
         last = rows.read + jnp.maximum(plan.counts - 1, 0)
-        is_tree = isinstance(plan.draft, DraftTree)
-        has_room = has_room_for_trees(block, rows)
-        if is_tree and has_room:
+        if has_tree:
             tree = packed_tree_block(plan.draft, packed, last)
             logits, cache = self.model(params, *flat, cache, tree)
         else:
@@ -549,11 +551,11 @@ class PackedDecoder(DraftOptions):
             if block.reads_prompts:
                 places, first = _judged_places(plan, first, block.judged)
             logits = logits(places)
-        accepted = self._accept(rows, plan.draft, logits, key, first)
-        if not is_tree:
-            return (accepted, None), cache
-        accepted, path = accepted
-        return (accepted, path), cache.move(last, path) if has_room else cache
+        accepted = self._accept(rows, draft, logits, key, first)
+        if has_tree:
+            accepted, path = accepted
+            return (accepted, path), cache.move(last, path)
+        return (accepted, _stay(accepted) if is_tree else None), cache
 
     @staticmethod
     def _accept(
@@ -625,6 +627,12 @@ _release = jax.jit(release, donate_argnames="rows")
 def _decodes(rows: Rows) -> jax.Array:
     """bool[] whether no row reads its prompt, and some row decodes."""
     return jnp.all(rows.read >= rows.prompt_lengths) & ~jnp.all(rows.idle)
+
+
+def _stay(accepted: Accepted) -> jax.Array:
+    """int32[B, 1 + N] the paths of rows whose tokens are where they belong."""
+    place = jnp.arange(accepted.tokens.shape[1], dtype=jnp.int32)[None]
+    return place + jnp.zeros_like(accepted.tokens)  # inside shard_map it varies as they do
 
 
 def _chunk(rows: Rows, total: int) -> int:

@@ -207,9 +207,8 @@ def _share(
     if isinstance(draft, DraftTree):
         chances = tree_budget.survival(draft, strain)
         rank = tree_budget.rank(chances)
-        best = jnp.sort(chances, axis=None, descending=True)
-        up_to = jnp.concatenate([jnp.zeros(1, jnp.float32), jnp.cumsum(best)])
-        held = up_to[jnp.clip(budgets, 0, best.size)]
+        is_kept = rank.ravel()[None] < budgets[:, None]
+        held = jnp.sum(jnp.where(is_kept, chances.ravel()[None], 0.0), axis=1)
         return held, lambda i: tree_budget.keep(draft, (rank < budgets[i]) & (chances > 0.0))
     lengths = budget.shared_lengths(draft, budgets, 1.0 / strain)
     held = budget.expected_tokens(budget.survival(draft, strain), lengths)
