@@ -4,6 +4,8 @@ Letters: S slots, B rows, T tokens of a row, N nodes of a tree, M tokens of a ne
 """
 
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import jax
@@ -215,14 +217,28 @@ def ancestors(tree: DraftTree) -> jax.Array:
     A place beyond `length` is above no node, and only itself is above it.
     """
     rows, max_nodes = tree.parents.shape
-    above = jnp.broadcast_to(jnp.eye(max_nodes, dtype=bool)[None], (rows, max_nodes, max_nodes))
-    # Each round looks twice as far up. The root is an index that no node has.
-    up = jnp.where(tree.parents == ROOT, max_nodes, tree.parents)
-    row = jnp.arange(rows, dtype=jnp.int32)[:, None]
-    for _ in range(max(max_nodes - 1, 1).bit_length()):
-        above |= above.at[row, up].get(mode="fill", fill_value=False)
-        up = up.at[row, up].get(mode="fill", fill_value=max_nodes)
-    return above
+    index = jnp.arange(max_nodes, dtype=jnp.int32)[None, None]
+    own = jnp.broadcast_to(jnp.eye(max_nodes, dtype=bool)[None], (rows, max_nodes, max_nodes))
+    up = jnp.where(tree.parents == ROOT, max_nodes, tree.parents)  # the root: a node that is none
+    # First those few steps up, then those of the nodes that are a multiple of so many steps up: on
+    # a GPU half the kernels that it takes to double the steps again and again.
+    few = math.isqrt(max_nodes - 1) + 1
+    steps = _climb(up, few)
+    near = functools.reduce(jnp.logical_or, (node[..., None] == index for node in steps[:-1]), own)
+    there = (
+        jnp.take_along_axis(near, node[..., None], axis=1, mode="fill", fill_value=False)
+        for node in _climb(steps[-1], -(-max_nodes // few) - 1)
+    )
+    return functools.reduce(jnp.logical_or, there, near)
+
+
+def _climb(up: jax.Array, count: int) -> list[jax.Array]:
+    """The nodes 1, ..., `count` steps up, where one leads to int32[B, N] `up`; N or more: none."""
+    steps, none = [up], up.shape[1]
+    for number in range(2, count + 1):
+        first, then = steps[number // 2 - 1], steps[number - number // 2 - 1]
+        steps.append(jnp.take_along_axis(then, first, axis=1, mode="fill", fill_value=none))
+    return steps[:count]
 
 
 def siblings(tree: DraftTree) -> jax.Array:

@@ -566,11 +566,14 @@ class PackedDecoder(DraftOptions):
         if block.reads_prompts:
             own = own_tokens(rows, _chunk(rows, block.total))
             counts = own_counts(rows, plan.draft.length, block.total)
-        packed = pack(own, counts, plan.draft, rows.read, total=block.total)
+        is_tree = isinstance(plan.draft, DraftTree)
+        has_tree = is_tree and has_room
+        # Without room a tree has no nodes, and the step is that of plain decoding.
+        draft = no_drafts(*plan.draft.tokens.shape) if is_tree and not has_tree else plan.draft
+        packed = pack(own, counts, draft, rows.read, total=block.total)
         flat = (packed.tokens, packed.rows, packed.positions)
         last = rows.read + jnp.maximum(counts - 1, 0)
-        is_tree = isinstance(plan.draft, DraftTree)
-        if is_tree and has_room:
+        if has_tree:
             tree = packed_tree_block(plan.draft, packed, last)
             logits, cache = self.model(params, *flat, cache, tree)
         else:
@@ -582,12 +585,12 @@ class PackedDecoder(DraftOptions):
                 judged = jnp.where(rows.emits(counts), 1 + plan.draft.length, 0)
                 places, first = _judged_places(first, judged, block.judged)
             logits = logits(places)
-        accepted = self._accept(rows, plan.draft, logits, key, first)
-        if not is_tree:
-            return (_outcome(accepted, counts, plan), None), cache
-        accepted, path = accepted
-        cache = cache.move(last, path) if has_room else cache
-        return (_outcome(accepted, counts, plan), path), cache
+        accepted = self._accept(rows, draft, logits, key, first)
+        if has_tree:
+            accepted, path = accepted
+            return (_outcome(accepted, counts, plan), path), cache.move(last, path)
+        outcome = _outcome(accepted, counts, plan)
+        return (outcome, _stay(outcome) if is_tree else None), cache
 
     def _verify_none(
         self, params: Any, rows: Rows, plan: Plan, key: jax.Array | None, cache: Any
@@ -603,9 +606,8 @@ class PackedDecoder(DraftOptions):
         if callable(logits):
             logits = logits(row)
         accepted = self._accept(rows, no_drafts(count, 0), logits[:, None], key, None)
-        path = jnp.zeros((count, 1 + plan.draft.tokens.shape[1]), jnp.int32)
-        path = path if isinstance(plan.draft, DraftTree) else None
-        return (_outcome(accepted, decoding.astype(jnp.int32), plan), path), cache
+        outcome = _outcome(accepted, decoding.astype(jnp.int32), plan)
+        return (outcome, _stay(outcome) if isinstance(plan.draft, DraftTree) else None), cache
 
     @staticmethod
     def _accept(
@@ -677,6 +679,13 @@ _release = jax.jit(release, donate_argnames="rows")
 def _decodes(rows: Rows) -> jax.Array:
     """bool[] whether no row reads its prompt, and some row decodes."""
     return jnp.all(rows.read >= rows.prompt_lengths) & ~jnp.all(rows.idle)
+
+
+def _stay(outcome: jax.Array) -> jax.Array:
+    """int32[B, 1 + N] the paths of rows whose tokens are where they belong."""
+    tokens = outcome[:, :-2]
+    place = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    return place + jnp.zeros_like(tokens)  # inside shard_map it varies as they do
 
 
 def _chunk(rows: Rows, total: int) -> int:
@@ -761,9 +770,7 @@ def _check_requests(
         )
 
 
-def _judged_places(
-    first: jax.Array, lengths: jax.Array, count: int
-) -> tuple[jax.Array, jax.Array]:
+def _judged_places(first: jax.Array, lengths: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """int32[count] the places whose logits are read, row by row, and where each row's begin.
 
     Row b has int32[B] `lengths` of them, from place `first` of the block on.

@@ -17,6 +17,9 @@ from jax_sa._explicit import follow_rows
 from jax_sa.automaton import DRAFT_FILL, Source
 from jax_sa.draft_tree import ROOT, DraftTree, ancestors, is_node, siblings
 
+MOST_COMPARED = 2048
+"""Nodes that are ranked by comparing each with each, one kernel on a GPU; more are sorted."""
+
 
 def survival(tree: DraftTree, strain: jax.Array) -> jax.Array:
     """float32[B, N] the chance that a node and all above it hold; 0 beyond the tree.
@@ -34,6 +37,8 @@ def rank(chances: jax.Array) -> jax.Array:
     A parent comes before its children, as of equal ones the first does.
     """
     flat = chances.reshape(-1)
+    if flat.size <= MOST_COMPARED:
+        return rank_in_row(flat[None]).reshape(chances.shape)
     order = jnp.argsort(-flat, stable=True)
     places = jnp.arange(flat.size, dtype=jnp.int32)
     return jnp.zeros_like(places).at[order].set(places, unique_indices=True).reshape(chances.shape)
@@ -43,7 +48,7 @@ def rank_in_row(chances: jax.Array) -> jax.Array:
     """int32[B, N] likewise, but among those of the row."""
     index = jnp.arange(chances.shape[1], dtype=jnp.int32)
     mine, other = chances[:, :, None], chances[:, None]
-    first = (other > mine) | ((other == mine) & (index[None, None] < index[None, :, None]))
+    first = jnp.where(index[None, None] < index[None, :, None], other >= mine, other > mine)
     return jnp.sum(first, axis=-1, dtype=jnp.int32)
 
 

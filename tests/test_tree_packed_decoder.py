@@ -1,6 +1,9 @@
 """Packed steps with trees of drafts: every answer is that of plain decoding, in place."""
 
+import collections
 import dataclasses
+import functools
+import re
 
 import copies
 import jax
@@ -26,6 +29,7 @@ from test_packed_decoder import (
 from test_packed_programs import SMALLEST_COPY
 
 import jax_sa
+from jax_sa._branches import BRANCHES_COPY
 
 TREES = dataclasses.replace(DECODER, tree_nodes=6)
 WIDTHS = TREES.widths(3)
@@ -123,8 +127,10 @@ def writing_model(params, tokens, rows, positions, cache, tree=None):
     return jax.nn.one_hot(chosen, toy_model.VOCABULARY), cache
 
 
-def compile_generate(sharding):
-    decoder = jax_sa.PackedDecoder(writing_model, budget=16, tree_nodes=4)
+def compile_generate(sharding, tree_nodes=4, **compiler_options):
+    decoder = jax_sa.PackedDecoder(
+        writing_model, budget=16, max_draft=tree_nodes or 16, tree_nodes=tree_nodes
+    )
 
     def program(params, prompts, lengths, cache, state):
         return decoder.generate(
@@ -140,7 +146,8 @@ def compile_generate(sharding):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         jax.eval_shape(arguments),
     )
-    return jax.jit(program, donate_argnums=(3, 4)).lower(*shapes).compile(), shapes[3:]
+    lowered = jax.jit(program, donate_argnums=(3, 4)).lower(*shapes)
+    return lowered.compile(compiler_options=compiler_options), shapes[3:]
 
 
 def assert_in_place(compiled, donated):
@@ -156,6 +163,58 @@ h100 = test_gpu_program.h100  # the fixture
 
 def test_in_place_on_a_gpu(h100):
     assert_in_place(*compile_generate(h100))
+
+
+def count_kernels(sharding, tree_nodes, dumps):
+    """Kernels, copies and custom calls of each branch of a step; last, of all the rest."""
+    options = {"xla_dump_to": str(dumps), "xla_gpu_graph_min_graph_size": 1}
+    compile_generate(sharding, tree_nodes, **options)
+    (dump,) = dumps.glob("*thunk_sequence_after_thunk_passes.txt")
+    counts, branch = collections.Counter(), ""
+    for line in dump.read_text().splitlines():
+        indent = len(line) - len(line.lstrip())
+        if begins := re.match(r"( *)(branch_\d+):", line):
+            branch, inside = begins[2], len(begins[1])
+        elif branch and indent < inside:
+            branch = ""
+        if re.match(r" *\d+: (kCustomKernel|kCopy|kCustomCall) ", line):
+            counts[branch] += 1
+    rest = counts.pop("")
+    return [*(counts[f"branch_{i}"] for i in range(len(counts))), rest]
+
+
+@pytest.mark.skipif(BRANCHES_COPY, reason="jax before 0.11.2 has loops in place of branches")
+def test_a_step_of_trees_has_hardly_more_kernels_than_one_of_chains(h100, tmp_path):
+    counted = []
+    for tree_nodes in (None, 16):
+        dumps = tmp_path / str(tree_nodes)
+        dumps.mkdir()
+        counted.append(np.array(count_kernels(h100, tree_nodes, dumps)))
+    chains, trees = counted
+    assert len(chains) == len(trees) >= 6
+    more = trees - chains
+    assert more[0] <= 0  # plain decoding
+    assert max(more[1:-1]) <= 9  # where nodes stand and what they see, the path, its entries
+    assert more[-1] <= 2  # which nodes are worth verifying
+
+
+def test_inside_shard_map():
+    """Shards of trees stop when each is done."""
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices(backend="cpu")[:2]), ("data",))
+    spec = jax.sharding.PartitionSpec("data")
+
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(spec, spec), out_specs=spec)
+    def program(prompts, lengths):
+        options = {"rows": 2, "max_new_tokens": G, "state": jax_sa.init(2, CAPACITY)}
+        return TREES.generate(
+            PARAMS, prompts, lengths, packed_model.row_cache(2, CAPACITY), **options
+        ).tokens
+
+    prompts, lengths = packed_model.make_prompts(8, P)
+    want = packed_model.all_greedy(prompts, lengths, jnp.full(8, G, jnp.int32), (STOP,))
+    tokens = program(prompts, lengths).tolist()
+    assert [row[: len(text)] for row, text in zip(tokens, want, strict=True)] == want
 
 
 def test_with_a_pool_that_answers_go_into():
