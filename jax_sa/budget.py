@@ -134,7 +134,7 @@ def share_budget(
 
 
 def budget_needed(draft: Draft, weights: jax.Array, beside: jax.Array | None = None) -> jax.Array:
-    """int32[B, K] the least budget with which `share_budget` keeps a token; 2**31 - 1 beyond drafts.
+    """int32[B, K] the least budget of `share_budget` that keeps a token; 2**31 - 1 beyond drafts.
 
     It is the number of tokens that are kept with the least factor that keeps this one.
 

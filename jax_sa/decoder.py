@@ -35,6 +35,7 @@ from jax_sa.model_check import check_on_copies
 from jax_sa.model_contract import (
     check_cache,
     check_donated,
+    check_logits_fn,
     check_logits_of_block,
     check_params,
     check_returned_cache,
@@ -228,11 +229,7 @@ class Decoder(DraftOptions):
         warn_if_written_anew("model", self.model)
         if not isinstance(self.stop_tokens, tuple):
             raise TypeError(f"stop_tokens: expected a tuple of ints, got {self.stop_tokens!r}")
-        if self.logits_fn is not None and not callable(self.logits_fn):
-            got = type(self.logits_fn).__name__
-            raise TypeError(f"logits_fn: expected a function, got {got}")
-        if self.logits_fn is not None and self.tree_nodes is not None:
-            raise ValueError("logits_fn: expected none with tree_nodes, whose places are no text")
+        check_logits_fn(self.logits_fn, self.tree_nodes)
         if self.draft_widths is not None and not isinstance(self.draft_widths, tuple):
             raise TypeError(f"draft_widths: expected a tuple of ints, got {self.draft_widths!r}")
         normalise(

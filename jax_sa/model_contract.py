@@ -13,6 +13,7 @@ import numpy as np
 
 from jax_sa._checks import check_array
 from jax_sa.prompts import known
+from jax_sa.state import AnyState
 
 WRAP = "jax_sa.KVCache(length, kv) wraps any pytree, and jax_sa.from_forward makes its model"
 
@@ -85,8 +86,17 @@ def check_room(
                 f"cache: expected a capacity of at least {need}, for what it holds, a prompt of "
                 f"{width} and {max_new_tokens} new tokens, got {capacity}"
             )
-    if state is None:
-        return
+    if state is not None:
+        check_state_room(prompt_lengths, limits, width, max_new_tokens, state)
+
+
+def check_state_room(
+    prompt_lengths: Any, limits: Any, width: int, max_new_tokens: int, state: AnyState
+) -> None:
+    """Raises ValueError where the automata lack room for prompts and new tokens.
+
+    They need it for each row's own, or for P + G where lengths and limits are not known yet.
+    """
     need, lengths, limits = width + max_new_tokens, known(prompt_lengths), known(limits)
     if lengths is not None and limits is not None:
         each = lengths.astype(np.int64) + np.clip(limits, 0, max_new_tokens)
@@ -96,6 +106,16 @@ def check_room(
             f"state: expected a max_seq_len of at least {need}, for prompt and new tokens, got "
             f"{state.max_seq_len}"
         )
+
+
+def check_logits_fn(logits_fn: Any, tree_nodes: int | None) -> None:
+    """Raises ValueError or TypeError unless a decoder's `logits_fn` is None or can be called."""
+    if logits_fn is None:
+        return
+    if not callable(logits_fn):
+        raise TypeError(f"logits_fn: expected a function, got {type(logits_fn).__name__}")
+    if tree_nodes is not None:
+        raise ValueError("logits_fn: expected none with tree_nodes, whose places are no text")
 
 
 def check_params(params: Any) -> None:

@@ -21,6 +21,7 @@ from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup
 from jax_sa.cache_schema import BlockTable
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
 from jax_sa.draft_tree import MAX_NODES, DraftTree, extend_lookup_tree, no_trees
+from jax_sa.model_contract import check_logits_fn, check_state_room
 from jax_sa.packed_queue import (
     Completions,
     Queue,
@@ -54,6 +55,7 @@ from jax_sa.packed_rows import (
 )
 from jax_sa.packing import pack
 from jax_sa.pool import Pool, check_pool
+from jax_sa.prompts import known
 from jax_sa.sampling import Sampling, check_sampling, spread
 from jax_sa.seqlens import expand_seqlens
 from jax_sa.state import AnyState, check_state
@@ -149,6 +151,16 @@ class PackedDecoder(DraftOptions):
     inserts: str = "text"
     """The part of a text that ends which goes into the pool, where there is one: "text", all of it,
     "response", all but the prompt, or "nothing". Released requests do not end."""
+    logits_fn: Callable[..., jax.Array] | None = None
+    """`logits_fn(logits [R, V], tokens int32[R], rows int32[R], positions int32[R], requests)`
+    returns the logits that count, such as without tokens that a prompt forbids. `logits[r]` choose
+    what follows `tokens[r]`, which stands at `positions[r]` of the text of row `rows[r]`; those of
+    a place with `rows[r] == B` are not used. R are all places of the block, or those whose logits
+    the model's function is asked for. A row's places are consecutive: its own tokens, then its
+    draft. `requests` are the `Rows` before the step, without cache: row b answers
+    `requests.prompts[requests.request[b]]`, and slot b of `requests.state` has the prompt tokens
+    that it has read and the tokens that it has written. Of a tree, the places before are not all
+    above, so it is an error with `tree_nodes`. None: the model's logits count."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,6 +168,7 @@ class PackedDecoder(DraftOptions):
             raise TypeError(f"model: expected a function, got {type(self.model).__name__}")
         if not isinstance(self.stop_tokens, tuple):
             raise TypeError(f"stop_tokens: expected a tuple of ints, got {self.stop_tokens!r}")
+        check_logits_fn(self.logits_fn, self.tree_nodes)
         normalise(
             self,
             stop_tokens=tuple(check_int("stop_tokens", t, INT32_MIN) for t in self.stop_tokens),
@@ -198,8 +211,7 @@ class PackedDecoder(DraftOptions):
           cache: the model's, of B rows; donated.
           rows: B.
           max_prompt: P.
-          state: automata of B slots, donated; reset as requests begin. A slot without room for
-            prompt and new tokens drafts until it is full. None: no drafts.
+          state: automata of B slots, donated; reset as requests begin. None: no drafts.
           sampling: how tokens are drawn, with one number or an array of one per row. None:
             greedily.
           pool: texts to draft from, into which requests go as they end (`inserts`); donated.
@@ -265,8 +277,8 @@ class PackedDecoder(DraftOptions):
           cache: the model's, of B rows; donated.
           rows: B.
           max_new_tokens: G.
-          state: automata of B slots, donated; reset as prompts begin. A slot without room for
-            prompt and new tokens drafts until it is full. None: no drafts.
+          state: automata of B slots, donated, with room for each prompt and its new tokens; reset
+            as prompts begin. None: no drafts.
           limits: int32[N] new tokens of each prompt at most, clipped to 0..G. None: G.
           sampling: one number for all prompts, or an array of one per prompt. None: greedy.
           costs: float32[W] the relative cost of a step of each of `widths(rows)`, as `calibrate`
@@ -297,6 +309,8 @@ class PackedDecoder(DraftOptions):
         _check_buffers(cache, state, rows)
         capacity = row_capacity(cache)
         _check_requests(capacity, width, prompt_lengths, limits)
+        if state is not None:
+            check_state_room(prompt_lengths, limits, width, max_new_tokens, state)
         queue = make_queue(prompt_lengths, limits, capacity=capacity, max_prompt=width)
         first = jnp.zeros(rows, jnp.int32)
         idle = self._idle_rows(cache, state, sampling, prompts, first, pool, groups)
@@ -379,6 +393,8 @@ class PackedDecoder(DraftOptions):
         _check_pool(state, pool, None, count)
         capacity = row_capacity(cache)
         _check_requests(capacity, width, prompt_lengths, limits)
+        if state is not None:
+            check_state_room(prompt_lengths, limits, width, max_new_tokens, state)
         lengths = jnp.where(jnp.arange(count) < rows, prompt_lengths, 0)
         lengths = jnp.minimum(lengths, CALIBRATION_PROMPT)
         waiting = make_queue(lengths, limits, capacity=capacity, max_prompt=width)
@@ -439,6 +455,9 @@ class PackedDecoder(DraftOptions):
         check_array("limits", limits, jnp.int32, (count,))
         capacity = row_capacity(rows.cache)
         _check_requests(capacity, width, prompt_lengths, limits, of_rows=True)
+        are_known = known(prompt_lengths) is not None and known(limits) is not None
+        if rows.state is not None and are_known:
+            check_state_room(prompt_lengths, limits, width, INT32_MAX, rows.state)
         _check_groups(rows.pool, groups, count)
         return _admit(rows, prompts, prompt_lengths, limits, groups)
 
@@ -578,13 +597,14 @@ class PackedDecoder(DraftOptions):
             logits, cache = self.model(params, *flat, cache, tree)
         else:
             logits, cache = self.model(params, *flat, cache)
-        first = packed.first
+        first, places = packed.first, None
         if callable(logits):
             places = jnp.arange(block.total, dtype=jnp.int32)
             if block.reads_prompts:
                 judged = jnp.where(rows.emits(counts), 1 + plan.draft.length, 0)
                 places, first = _judged_places(first, judged, block.judged)
             logits = logits(places)
+        logits = self._adjust(logits, flat, places, rows)
         accepted = self._accept(rows, draft, logits, key, first)
         if has_tree:
             accepted, path = accepted
@@ -600,14 +620,29 @@ class PackedDecoder(DraftOptions):
         row = jnp.arange(count, dtype=jnp.int32)
         tokens = jnp.where(decoding, rows.last, DRAFT_FILL)
         positions = jnp.where(decoding, rows.read, 0)
-        logits, cache = self.model(
-            params, tokens, jnp.where(decoding, row, count), positions, cache
-        )
+        flat = (tokens, jnp.where(decoding, row, count), positions)
+        logits, cache = self.model(params, *flat, cache)
         if callable(logits):
             logits = logits(row)
+        logits = self._adjust(logits, flat, None, rows)
         accepted = self._accept(rows, no_drafts(count, 0), logits[:, None], key, None)
         outcome = _outcome(accepted, decoding.astype(jnp.int32), plan)
         return (outcome, _stay(outcome) if isinstance(plan.draft, DraftTree) else None), cache
+
+    def _adjust(
+        self, logits: jax.Array, of: tuple, places: jax.Array | None, rows: Rows
+    ) -> jax.Array:
+        """The logits that count, of the places int32[R] of a flat block, or of all."""
+        if self.logits_fn is None:
+            return logits
+        if places is not None:
+            tokens, row, positions = (values[places] for values in of)
+            # Ascending, and then place 0 again for as many as are left.
+            is_left = (places == 0) & (jnp.arange(places.size) > 0)
+            of = tokens, jnp.where(is_left, rows.limits.size, row), positions
+        adjusted = self.logits_fn(logits, *of, dataclasses.replace(rows, cache=None))
+        check_array("logits_fn's result", adjusted, logits.dtype, logits.shape)
+        return adjusted
 
     @staticmethod
     def _accept(

@@ -124,6 +124,7 @@ def test_examples_of_the_model_contract():
             "jax_sa": jax_sa,
             "jnp": jnp,
             "model": attention_model.make(),
+            "packed_model": packed_model.model,
             "params": attention_model.init_params(),
             "init_cache": attention_model.init_cache,
             "stack": attention_model.forward,

@@ -175,10 +175,23 @@ def test_drafts_save_calls():
     assert 2 * int(drafted.calls) < int(plain.calls)
 
 
-def test_a_full_slot_goes_on_without_drafts():
-    done = decode(state=jax_sa.init(3, 16))
-    assert_plain(done)
-    assert done.drafted.any()
+def test_a_state_without_room_is_an_error():
+    need = int((LENGTHS + LIMITS).max())
+    assert_plain(decode(state=jax_sa.init(3, need), limits=LIMITS), LIMITS)
+    message = f"state: expected a max_seq_len of at least {need}, .* got {need - 1}"
+    with pytest.raises(ValueError, match=message):
+        decode(state=jax_sa.init(3, need - 1), limits=LIMITS)
+    with pytest.raises(ValueError, match=f"at least {P + G}, for prompt and new tokens, got 43"):
+        jax.jit(lambda lengths: decode(prompt_lengths=lengths, state=jax_sa.init(3, 43)))(LENGTHS)
+
+
+def test_a_request_without_room_in_the_state_is_an_error():
+    rows = DECODER.init(make_cache("rows", 2), rows=2, max_prompt=P, state=jax_sa.init(2, 16))
+    prompts, limits = PROMPTS[:2], jnp.asarray([9, 99], jnp.int32)
+    rows, began = DECODER.admit(rows, prompts, jnp.asarray([7, 0], jnp.int32), limits)
+    assert began.tolist() == [True, False]
+    with pytest.raises(ValueError, match="state: expected a max_seq_len of at least 17"):
+        DECODER.admit(rows, prompts, jnp.asarray([0, 8], jnp.int32), jnp.full_like(limits, 9))
 
 
 def few_free_pages(count):
