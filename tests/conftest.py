@@ -2,6 +2,11 @@
 
 import os
 
+# Most of the suite's time is compilation, and a third of that LLVM's optimization, which what is
+# tested does not depend on: XLA's own passes, and so copies and buffers, stay as users have them.
+# In the environment, for the processes that tests start, too; JAX reads it when it is imported.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache

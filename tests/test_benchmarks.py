@@ -5,8 +5,10 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import pytest
+import several_commands
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 COMMANDS = sorted(path for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text())
@@ -18,9 +20,27 @@ def run(*arguments):
     )
 
 
+def run_together(commands):
+    """The same for each of several commands, in one process."""
+    done = subprocess.run(
+        [sys.executable, several_commands.__file__],
+        input=json.dumps([list(map(str, command)) for command in commands]),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return [types.SimpleNamespace(**result) for result in json.loads(done.stdout)]
+
+
+@pytest.fixture(scope="module")
+def helps():
+    results = run_together([path, "--help"] for path in COMMANDS)
+    return dict(zip(COMMANDS, results, strict=True))
+
+
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
-def test_help(path):
-    done = run(path, "--help")
+def test_help(helps, path):
+    done = helps[path]
     assert done.returncode == 0, done.stderr
     assert "--json" in done.stdout
 
@@ -43,15 +63,20 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", [*BAD, "share"])
-def test_bad_input_is_one_line(name, tmp_path):
-    """It fails before any work is done."""
-    for option, value, message in (
-        (BAD.get(name, "--batch_sizes"), "0", "expected at least 1, got 0"),
-        (BAD.get(name, "--batch_sizes"), "x", "invalid positive value: 'x'"),
-        ("--json", tmp_path / "none" / "x.json", "cannot be written: No such file or directory"),
-    ):
-        done = run(BENCHMARKS / f"{name}.py", option, value)
+def bad_commands():
+    """Commands that fail before any work is done, and what each says."""
+    for name, option in (BAD | {"share": "--batch_sizes"}).items():
+        for wrong, value, message in (
+            (option, "0", "expected at least 1, got 0"),
+            (option, "x", "invalid positive value: 'x'"),
+            ("--json", "nowhere/x.json", "cannot be written: No such file or directory"),
+        ):
+            yield [BENCHMARKS / f"{name}.py", wrong, value], message
+
+
+def test_bad_input_is_one_line():
+    commands, messages = zip(*bad_commands(), strict=True)
+    for done, message in zip(run_together(commands), messages, strict=True):
         assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
 

@@ -27,6 +27,9 @@ MODES = {
     "neural": {"drafter": DRAFTER},
     "hybrid": {"automaton": True, "drafter": DRAFTER},
 }
+FEW = 2  # tokens of a draft where more widths of a step would be no other case
+SLOW_PARTS = {"automaton": pytest.mark.slow, "neural": pytest.mark.slow}
+"""Modes that are parts of the hybrid."""
 
 
 def random_prompts(seed, lengths, width=WIDTH):
@@ -46,7 +49,7 @@ def generate(
     prompts, lengths, limits, *, most=MOST, automaton=False, room=256, cache_size=256, **options
 ):
     """`limits`: new tokens, of all rows or of each; `most`: those there are places for."""
-    rows = len(lengths)
+    rows, options = len(lengths), {"max_draft": MAX_DRAFT} | options
     state = full_state(rows, 256, room) if automaton else None
     return jax_sa.generate(
         toy_model.model,
@@ -57,7 +60,6 @@ def generate(
         max_new_tokens=most,
         limits=jnp.broadcast_to(jnp.asarray(limits, jnp.int32), rows),
         state=state,
-        max_draft=MAX_DRAFT,
         **options,
     )
 
@@ -74,8 +76,15 @@ def assert_greedy(generation, prompts, lengths, limits, stop_tokens=()):
     assert (generation.accepted <= generation.drafted).all()
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("stop_tokens", [(), (3, 8), (0,)], ids=str)
+def modes_and_stop_tokens():
+    """All modes without stop tokens; with them, those that are no part of the hybrid."""
+    for mode in MODES:
+        for stop_tokens in ((), (3, 8), (0,)):
+            marks = SLOW_PARTS.get(mode, ()) if stop_tokens else ()
+            yield pytest.param(mode, stop_tokens, id=f"{mode}-{stop_tokens}", marks=marks)
+
+
+@pytest.mark.parametrize(("mode", "stop_tokens"), list(modes_and_stop_tokens()))
 @pytest.mark.parametrize("seed", range(3))
 def test_the_output_is_that_of_greedy_decoding(mode, stop_tokens, seed):
     for rows in ([1, 2, 17], [40, 5, 33]):
@@ -260,11 +269,14 @@ def test_costs_choose_the_width_and_never_the_tokens(mode, index):
     assert bool(done.drafted.any()) == (widths[index] > 0)
 
 
+ONE_AHEAD = toy_model.drafter(1)
+
+
 @pytest.mark.parametrize("with_automata", [True, False])
 @pytest.mark.parametrize(("alone", "runs"), [(1.0, False), (1.45, False), (1.7, True)])
 def test_a_drafter_that_can_never_pay_for_itself_does_not_run(alone, runs, with_automata):
     """Even two tokens for a step that costs 3 are fewer per cost than one for 1.45."""
-    decoder = jax_sa.Decoder(toy_model.model, max_draft=1, drafter=toy_model.drafter(1))
+    decoder = jax_sa.Decoder(toy_model.model, max_draft=1, drafter=ONE_AHEAD)
     prompts, lengths = random_prompts(3, [30, 21, 8])
     done = decoder.generate(
         PARAMS,
@@ -399,8 +411,15 @@ def test_decoder_manager_and_merge_drafts_agree(threshold):
     jax.tree.map(np.testing.assert_array_equal, generation.draft, merged)
 
 
-@pytest.mark.parametrize("tree_nodes", [None, 6])
-@pytest.mark.parametrize("threshold", [3, 10**9])
+@pytest.mark.parametrize(
+    ("threshold", "tree_nodes"),
+    [
+        (3, None),
+        (10**9, 6),
+        pytest.param(3, 6, marks=pytest.mark.slow),
+        pytest.param(10**9, None, marks=pytest.mark.slow),
+    ],
+)
 def test_neural_drafts_are_followed_on(threshold, tree_nodes):
     """The draft of a decoder, by the ops that it is made of; the output stays the same."""
     prompts = random_prompts(11, [30] * 8, width=30)[0]
@@ -463,7 +482,8 @@ def test_a_scan_cannot_follow_neural_drafts():
 def test_sampling_at_temperature_zero_is_greedy():
     prompts, lengths = random_prompts(8, [20, 9])
     sampling = jax_sa.Sampling(jax.random.key(0), temperature=0.0, top_k=3, top_p=0.5)
-    generation = generate(prompts, lengths, 40, sampling=sampling, **MODES["hybrid"])
+    options = {"sampling": sampling, "max_draft": FEW}
+    generation = generate(prompts, lengths, 40, **options, **MODES["hybrid"])
     assert_greedy(generation, prompts, lengths, [40, 40])
 
 
@@ -516,7 +536,7 @@ def sharded_generate(mode, in_specs, arguments, **options):
             toy_model.init_cache(2, 128),
             max_new_tokens=30,
             state=jax_sa.init(2, 128) if automaton else None,
-            max_draft=MAX_DRAFT,
+            max_draft=FEW,
             sampling=sampling,
             **options,
         )
@@ -547,7 +567,8 @@ def test_inside_shard_map_when_only_the_key_varies(mode):
     assert counts.tolist() == [30] * 4 == (steps + accepted).tolist()
     assert (tokens[:2] != tokens[2:]).any()
     for shard in range(2):
-        alone = generate(prompts, lengths, 30, sampling=jax_sa.Sampling(keys[shard]), **MODES[mode])
+        options = {"sampling": jax_sa.Sampling(keys[shard]), "max_draft": FEW}
+        alone = generate(prompts, lengths, 30, **options, **MODES[mode])
         np.testing.assert_array_equal(tokens[2 * shard : 2 * shard + 2], alone.tokens[:, :30])
 
 
@@ -652,7 +673,9 @@ def assert_in_place(compiled, donated):
 IN_PLACE = MODES | {"pool": {"automaton": True, "pool": True}}
 
 
-@pytest.mark.parametrize("mode", IN_PLACE)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=SLOW_PARTS.get(mode, ())) for mode in IN_PLACE]
+)
 def test_in_place(mode):
     """The branches of a step take the cache in turns, and never the automata; a pool is read."""
     assert_in_place(*compile_generate(**IN_PLACE[mode]))
@@ -661,7 +684,9 @@ def test_in_place(mode):
 h100 = test_gpu_program.h100  # the fixture
 
 
-@pytest.mark.parametrize("mode", IN_PLACE)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=SLOW_PARTS.get(mode, ())) for mode in IN_PLACE]
+)
 def test_in_place_on_a_gpu(h100, mode):
     assert_in_place(*compile_generate(h100, **IN_PLACE[mode]))
 

@@ -30,9 +30,8 @@ def exact():
         yield
 
 
-@pytest.fixture(scope="module", params=families.FAMILIES)
-def family(request):
-    return request.param
+FEATURES = ["llama3", "qwen2-tied", "qwen3"]
+"""Families with, between them, all that the others have."""
 
 
 @pytest.fixture
@@ -60,6 +59,7 @@ def empty_cache(settings, size=TEXT, mtp=False, rows=ROWS, mesh=None):
     return model.init_cache(settings, rows, size, jnp.float32, mtp=mtp, mesh=mesh)
 
 
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_logits_equal_those_recorded_from_transformers(family, tmp_path):
     settings, params = load(tmp_path, families.FAMILIES[family])
     logits, _ = read(settings, params, empty_cache(settings), families.TOKENS, [TEXT])
@@ -67,6 +67,13 @@ def test_logits_equal_those_recorded_from_transformers(family, tmp_path):
     np.testing.assert_allclose(logits[:, -golden.shape[1] :], golden, **CLOSE)
 
 
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in FEATURES else pytest.mark.slow)
+        for family in families.FAMILIES
+    ],
+)
 def test_it_keeps_the_contract_of_a_model(family, tmp_path):
     settings, params = load(tmp_path, families.FAMILIES[family])
     report = jax_sa.check_model(
@@ -78,6 +85,7 @@ def test_it_keeps_the_contract_of_a_model(family, tmp_path):
     assert report.ok, str(report)
 
 
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_logits_equal_those_of_transformers(family, tmp_path):
     for package in ("torch", "transformers"):
         pytest.importorskip(package, reason=f"{package} is not installed; see the recorded logits")
@@ -360,28 +368,29 @@ def test_a_longer_draft_begins_with_the_shorter_and_leaves_nothing_behind(direct
     drafts = []
     for width in (1, 3):
         drafting = drafter.mtp_drafter(settings, width)
+        prefill, draft = jax.jit(drafting.prefill), jax.jit(drafting.draft)
         _, cache = apply(settings, params, text, empty_cache(settings, mtp=True))
         cache = dataclasses.replace(cache, length=lengths)
-        first, cache = drafting.prefill(params, text, lengths, text[:, 29], cache)
+        first, cache = prefill(params, text, lengths, text[:, 29], cache)
         cache = dataclasses.replace(cache, length=lengths + 1)
-        second, _ = drafting.draft(params, accepted, cache)
+        second, _ = draft(params, accepted, cache)
         assert first.shape == second.shape == (ROWS, width)
         drafts.append(np.stack([first[:, 0], second[:, 0]]))
     np.testing.assert_array_equal(*drafts)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def next_token(settings, params, text, length):
+    logits, _ = model.apply(settings, params, text, empty_cache(settings, rows=1))
+    return jnp.argmax(logits[0, length - 1])
+
+
 def plain_decoding(settings, params, prompt, count):
     """The tokens that follow a prompt, the whole text read anew for each."""
-
-    @jax.jit
-    def next_token(text, length):
-        logits, _ = model.apply(settings, params, text, empty_cache(settings, rows=1))
-        return jnp.argmax(logits[0, length - 1])
-
     text = np.zeros((1, TEXT), np.int32)
     text[0, : len(prompt)] = prompt
     for length in range(len(prompt), len(prompt) + count):
-        text[0, length] = next_token(text, length)
+        text[0, length] = next_token(settings, params, text, length)
     return text[0, len(prompt) : len(prompt) + count].tolist()
 
 

@@ -36,8 +36,14 @@ def shifting_model(params, tokens, cache):
     return logits, dataclasses.replace(cache, tokens=text)
 
 
-@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("new", [1, 2, 9, 30])
+@pytest.mark.parametrize(
+    ("new", "sampled"),
+    [
+        *[(1, False), (2, True), (9, True), (30, False)],
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in ((1, True), (2, False))],
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in ((9, False), (30, True))],
+    ],
+)
 def test_exactly_prompt_and_new_tokens_are_room_enough(new, sampled):
     """Rows come to their ends at different steps, some long before the others."""
     prompts, lengths = random_prompts(4, [20, 20, 5, 20], 20)

@@ -61,7 +61,7 @@ def assert_plain(done, limits=ALL, prompts=PROMPTS, lengths=LENGTHS, stop_tokens
     [
         (1, "few-pages", True),
         (3, "rows", True),
-        (3, "pages", True),
+        pytest.param(3, "pages", True, marks=pytest.mark.slow),
         (3, "few-pages", True),
         (8, "pages", True),
         (3, "rows", False),

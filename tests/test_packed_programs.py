@@ -105,11 +105,13 @@ def assert_in_place(compiled, donated):
 
 
 PROGRAMS = [
-    (compile_generate, True, "automata"),
+    pytest.param(
+        compile_generate, True, "automata", marks=pytest.mark.slow
+    ),  # that with a pool, less
     (compile_generate, False, "automata"),
     (compile_generate, True, None),
     (compile_generate, True, "pool"),
-    (compile_step, True, "automata"),
+    pytest.param(compile_step, True, "automata", marks=pytest.mark.slow),
     (compile_step, True, "pool"),
 ]
 

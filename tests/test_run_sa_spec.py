@@ -159,9 +159,9 @@ def summary(capsys, *options):
     ("options", "name"),
     [
         ([], "MTP"),
-        (["--use_sa_spec"], "SA+MTP"),
+        (["--use_sa_spec", "--max_draft", "3"], "SA+MTP"),
         (["--num_nextn_predict_layers", "0"], "none"),
-        (["--use_sa_spec", "--num_nextn_predict_layers", "0"], "SA"),
+        (["--use_sa_spec", "--max_draft", "3", "--num_nextn_predict_layers", "0"], "SA"),
     ],
 )
 def test_drafts_come_from_what_the_checkpoint_holds(capsys, options, name):
@@ -188,7 +188,7 @@ def test_drafts_come_from_what_the_checkpoint_holds(capsys, options, name):
             ["--top_k", "9", "--top_p", "0.9", "--seed", "1"],
             "--top_k, --top_p, --seed: no effect at temperature 0",
         ),
-        (["--use_sa_spec", "--max_draft", "4", "--sa_spec_threshold", "2"], None),
+        (["--use_sa_spec", "--max_draft", "2", "--sa_spec_threshold", "2"], None),
         (["--temperature", "1", "--top_k", "9", "--top_p", "0.9", "--seed", "1"], None),
     ],
 )

@@ -54,8 +54,14 @@ def free(nodes):
     return jnp.ones(len(jax_sa.Decoder(toy_model.tree_model, tree_nodes=nodes).widths()))
 
 
-@pytest.mark.parametrize("nodes", [1, 2, 8, 13])
-@pytest.mark.parametrize("stop_tokens", [(), (3, 8)], ids=str)
+@pytest.mark.parametrize(
+    ("nodes", "stop_tokens"),
+    [
+        *[(1, (3, 8)), (2, ()), (8, (3, 8)), (13, ())],
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in ((1, ()), (2, (3, 8)))],
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in ((8, ()), (13, (3, 8)))],
+    ],
+)
 def test_the_output_is_that_of_greedy_decoding(nodes, stop_tokens):
     for rows in ([1, 2, 17, 9], [40, 5, 33, 20]):
         prompts, lengths = random_prompts(nodes, rows)
@@ -109,7 +115,7 @@ def test_where_nothing_is_worth_it_nothing_is_verified():
     assert_greedy(generation, prompts, lengths, [50] * 4)
 
 
-@pytest.mark.parametrize("nodes", [2, 8, 13])
+@pytest.mark.parametrize("nodes", [8, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 13))])
 def test_a_cache_of_just_prompt_and_new_tokens_will_do(nodes):
     """Neither the nodes of a row near its end nor those beside a finished one need more."""
     prompts, lengths = random_prompts(4, [20, 20, 20, 7])
@@ -134,8 +140,15 @@ def steps_alone():
     return int(generate(prompts, lengths, 100, costs=free(8)).steps.sum())
 
 
-@pytest.mark.parametrize("with_pool", [False, True])
-@pytest.mark.parametrize("follow_neural", [False, True])
+@pytest.mark.parametrize(
+    ("follow_neural", "with_pool"),
+    [
+        (False, False),
+        (True, True),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+    ],
+)
 def test_with_a_neural_drafter(steps_alone, follow_neural, with_pool):
     prompts, lengths = random_prompts(1, [40, 35, 30, 20])
     pool = None
@@ -202,7 +215,15 @@ def random_model(params, tokens, cache, tree=None):
     return params[before % VOCABULARY, tokens % VOCABULARY], cache
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 3, "temperature": 0.8}, {"top_p": 0.8}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_k": 3, "temperature": 0.8},
+        pytest.param({"top_p": 0.8}, marks=pytest.mark.slow),  # in one step: test_verify_tree.py
+    ],
+    ids=str,
+)
 def test_sampled_texts_have_the_models_distribution(options):
     """Each token, given the two before it: as often as the model says."""
     rows, count = 256, 60

@@ -103,10 +103,16 @@ def distribution(logits, temperature=1.0, top_k=None, top_p=1.0):
     return probabilities / probabilities.sum()
 
 
-def sampled(options, length=2, seed=0):
+def jitted(options):
+    return jax.jit(functools.partial(jax_sa.accept_sampled, **options))
+
+
+JITTED = [(options, jitted(options)) for options in FILTERS]
+
+
+def sampled(accept, length=2, seed=0):
     draft = draft_of(np.tile(DRAFT, (TRIALS, 1)), np.full(TRIALS, length))
     logits = jnp.asarray(np.tile(LOGITS, (TRIALS, 1, 1)), jnp.float32)
-    accept = jax.jit(functools.partial(jax_sa.accept_sampled, **options))
     return jax.device_get(accept(jax.random.key(seed), draft, logits))
 
 
@@ -129,10 +135,10 @@ def chances(accepted, options):
     ]
 
 
-@pytest.mark.parametrize("options", FILTERS, ids=str)
+@pytest.mark.parametrize(("options", "accept"), JITTED, ids=map(str, FILTERS))
 @pytest.mark.parametrize("length", [0, 1, 2])
-def test_emitted_tokens_have_the_targets_distribution(options, length):
-    accepted = sampled(options, length)
+def test_emitted_tokens_have_the_targets_distribution(options, accept, length):
+    accepted = sampled(accept, length)
     assert min(chances(accepted, options)) > 1e-3
     # A step goes on as often as the target confirms what was drafted.
     for position in range(length):
@@ -154,13 +160,13 @@ def test_emitted_tokens_have_the_targets_distribution(options, length):
 )
 def test_the_check_sees_a_wrong_residual(wrong, monkeypatch):
     monkeypatch.setattr(verify, "_without", wrong)
-    assert chances(sampled({}), {})[0] < ONCE_IN_A_MILLION
+    assert chances(sampled(jitted({})), {})[0] < ONCE_IN_A_MILLION
 
 
 def test_the_check_sees_drafts_accepted_too_often(monkeypatch):
     uniform = jax.random.uniform
     monkeypatch.setattr(jax.random, "uniform", lambda *args: 0.9 * uniform(*args))
-    assert chances(sampled({}), {})[0] < ONCE_IN_A_MILLION
+    assert chances(sampled(jitted({})), {})[0] < ONCE_IN_A_MILLION
 
 
 def test_as_direct_sampling():
@@ -168,7 +174,7 @@ def test_as_direct_sampling():
     drawn = jax.random.categorical(
         jax.random.key(1), jnp.asarray(LOGITS[0], jnp.float32), shape=(TRIALS,)
     )
-    ours = np.bincount(sampled({}, seed=2).tokens[:, 0], minlength=5)
+    ours = np.bincount(sampled(jitted({}), seed=2).tokens[:, 0], minlength=5)
     theirs = np.bincount(np.asarray(drawn), minlength=5)
     statistic = np.sum((ours - theirs) ** 2 / (ours + theirs))
     assert jax.scipy.special.gammaincc(4 / 2, statistic / 2) > 1e-3
@@ -197,9 +203,8 @@ def test_every_row_has_its_own_filter():
         "top_k": jnp.asarray([5, 5, 1, 5, 5, 5], jnp.int32),
         "top_p": jnp.asarray([1.0, 1.0, 1.0, 0.0, 1.0, 1.0]),
     }
-    drawn = jax.vmap(lambda key: jax_sa.accept_sampled(key, draft, logits, **sampling).tokens)(
-        jax.random.split(jax.random.key(0), 200)
-    )
+    accept = jax.jit(jax.vmap(lambda key: jax_sa.accept_sampled(key, draft, logits, **sampling)))
+    drawn = accept(jax.random.split(jax.random.key(0), 200)).tokens
     for row in range(rows):
         seen = set(np.asarray(drawn[:, row, 0]).tolist())
         assert seen == ({2} if row < 5 else set(range(5)))
@@ -209,15 +214,14 @@ def test_ties_with_the_last_are_kept():
     logits = jnp.asarray([[[1.0, 3.0, 1.0, 1.0, 0.0]]])
     draft = draft_of(np.zeros((1, 0)), [0])
     for options, kept in [({"top_k": 2}, {0, 1, 2, 3}), ({"top_p": 0.8}, {0, 1, 2, 3})]:
-        drawn = jax.vmap(lambda key, o=options: jax_sa.accept_sampled(key, draft, logits, **o))(
-            jax.random.split(jax.random.key(0), 500)
-        )
+        accept = jax.jit(jax.vmap(jitted(options), in_axes=(0, None, None)))
+        drawn = accept(jax.random.split(jax.random.key(0), 500), draft, logits)
         assert set(np.asarray(drawn.tokens).ravel().tolist()) == kept
 
 
 def test_tokens_that_the_model_does_not_know_are_refused():
     draft = draft_of([[-1], [5], [2**31 - 1]], [1, 1, 1])
-    accepted = jax_sa.accept_sampled(jax.random.key(0), draft, jnp.zeros((3, 2, 5)))
+    accepted = jitted({})(jax.random.key(0), draft, jnp.zeros((3, 2, 5)))
     assert accepted.length.tolist() == [1, 1, 1]
     assert np.all((accepted.tokens[:, 0] >= 0) & (accepted.tokens[:, 0] < 5))
 
@@ -308,9 +312,16 @@ PACKED_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("max_draft", [0, 1, 5])
-@pytest.mark.parametrize("options", PACKED_OPTIONS)
-@pytest.mark.parametrize(("gap", "dtype"), [(0, "float32"), (3, "bfloat16")])
+def packed_cases():
+    """Any two of a draft's length, the options and the logits come together, not all three."""
+    for i, max_draft in enumerate((0, 1, 5)):
+        for j, options in enumerate(PACKED_OPTIONS):
+            for k, logits in enumerate(((0, "float32"), (3, "bfloat16"))):
+                marks = () if (i + j + k) % 2 == 0 else pytest.mark.slow
+                yield pytest.param(max_draft, options, *logits, marks=marks)
+
+
+@pytest.mark.parametrize(("max_draft", "options", "gap", "dtype"), list(packed_cases()))
 def test_packed_logits_give_what_dense_ones_do(max_draft, options, gap, dtype):
     random = np.random.default_rng(max_draft)
     rows, vocabulary = 64, 8
