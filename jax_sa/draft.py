@@ -68,15 +68,10 @@ class Draft:
         Raises:
           ValueError, TypeError: the columns are not alike, or there is no length.
         """
-        columns = {
-            "length": length,
-            "match_length": match_length,
-            "match_end": match_end,
-            "source": source,
-        }
-        # JAX makes drafts too, of whatever a tree of arrays may be mapped to.
-        if any(column is not None for column in columns.values()):
-            numbers = _with_columns(columns, numbers)
+        # JAX makes drafts too, of whatever a tree of arrays may be mapped to, at every call.
+        if not (length is match_length is match_end is source is None):
+            columns = (length, match_length, match_end, source)
+            numbers = _with_columns(dict(zip(DRAFT_NUMBERS, columns, strict=True)), numbers)
         object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "numbers", numbers)
 
