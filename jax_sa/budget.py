@@ -133,32 +133,31 @@ def share_budget(
     return cut_draft(draft, lengths_within(budget_needed(draft, weights), budget))
 
 
-def budget_needed(
-    draft: Draft, weights: jax.Array, beside: jax.Array | None = None
-) -> jax.Array:
-    """int32[B, K] the least budget with which `share_budget` keeps a token; 2**31 - 1 beyond drafts.
+def budget_needed(draft: Draft, weights: jax.Array, beside: jax.Array | None = None) -> jax.Array:
+    """int32[B, K] the least budget with which `share_budget` keeps a token.
 
-    It is the number of tokens that are kept with the least factor that keeps this one.
+    It is the number of tokens that are kept with the least factor that keeps this one; 2**31 - 1
+    beyond a draft's length.
 
     Args:
       draft: of B rows and K tokens.
       weights: float32[B].
       beside: int32[B] other tokens of the rows, which are within the budget anyway. None: none.
     """
-    place, drafted = _places(draft), draft.length[:, None]
+    place, is_drafted = _places(draft), _places(draft) <= draft.length[:, None]
     if beside is None:
         beside = jnp.zeros_like(draft.length)
     if draft.length.shape[0] == 1:  # the one row has all of it
-        return jnp.where(place <= drafted, place + beside[:, None], INT32_MAX)
+        return jnp.where(is_drafted, place + beside[:, None], INT32_MAX)
     match = jnp.clip(_match_length(draft), 1.0, MAX_COUNTED_MATCH)
     trust = jnp.where(draft.sources == Source.POOL, POOL_WEIGHT, 1.0).astype(jnp.float32)
     scale = weights * trust * match  # the tokens that f = 1 keeps
-    factor = (place.astype(jnp.float32) - 0.5) / scale[:, None]
     # Rounding must not come between a factor and the tokens that it is just enough for.
-    factor = factor[..., None] * (1.0 + _ROUNDING)
-    lengths = jnp.floor(jnp.minimum(factor * scale[None, None] + 0.5, draft.tokens.shape[1]))
-    kept = jnp.minimum(lengths.astype(jnp.int32), draft.length[None, None]) + beside[None, None]
-    return jnp.where(place <= drafted, jnp.sum(kept, axis=-1), INT32_MAX)
+    factor = (place.astype(jnp.float32) - 0.5) / scale[:, None] * (1.0 + _ROUNDING)
+    drafted, others = draft.length.astype(jnp.float32), beside.astype(jnp.float32)
+    lengths = jnp.floor(factor[..., None] * scale[None, None] + 0.5)
+    kept = jnp.minimum(lengths, drafted[None, None]) + others[None, None]
+    return jnp.where(is_drafted, jnp.sum(kept, axis=-1).astype(jnp.int32), INT32_MAX)
 
 
 def lengths_within(needed: jax.Array, budget: jax.Array) -> jax.Array:

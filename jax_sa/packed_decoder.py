@@ -93,11 +93,12 @@ class PackedDecoder(DraftOptions):
     cache) -> (logits, cache)`. Token t belongs to row `rows[t]` and stands at `positions[t]` of
     its text. The model keeps what it must remember of it there, and attends to the row's tokens up
     to that position and to no other row's. Tokens of a row are consecutive, their positions
-    ascending. A place with `rows[t] == B` is padding: it must write nothing. What the cache holds
-    of a row from the position of its first token in the block on is overwritten before it is
-    attended to, so a refused token, or a request that ended, needs no cleanup. T is static, and
-    differs from call to call. `logits` is [T, V], or, so that only what is read is computed, a
-    function that maps places int32[R] to their logits [R, V]; it is called once.
+    ascending. A place with `rows[t] == B` is padding, which may stand anywhere: it must write
+    nothing. What the cache holds of a row from the position of its first token in the block on is
+    overwritten before it is attended to, so a refused token, or a request that ended, needs no
+    cleanup. T is static, and differs from call to call. `logits` is [T, V], or, so that only what
+    is read is computed, a function that maps places int32[R] to their logits [R, V]; it is called
+    once.
 
     With `tree_nodes`, drafts are trees (`jax_sa.lookup_tree`), and blocks that have room for drafts
     come with a sixth argument, `model(params, tokens, rows, positions, cache, tree)`, a
@@ -761,9 +762,7 @@ def _check_requests(
         )
 
 
-def _judged_places(
-    first: jax.Array, lengths: jax.Array, count: int
-) -> tuple[jax.Array, jax.Array]:
+def _judged_places(first: jax.Array, lengths: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """int32[count] the places whose logits are read, row by row, and where each row's begin.
 
     Row b has int32[B] `lengths` of them, from place `first` of the block on.

@@ -16,7 +16,6 @@ from jax_sa.pool import Pool
 from jax_sa.prompts import to_lists
 from jax_sa.state import AnyState
 
-
 COUNTS = 5
 """The numbers behind the tokens of an answer: see `Work.answers`."""
 
@@ -124,7 +123,7 @@ def unfinished(work: Work, queue: Queue) -> jax.Array:
 
 
 def goes_on(work: Work, queue: Queue, last: jax.Array) -> jax.Array:
-    """bool[] whether work is unfinished, and has called the model less than int32[] `last` times."""
+    """bool[] whether work is unfinished, and may call the model: int32[] `last` times at most."""
     return unfinished(work, queue) & (work.calls < last)
 
 
