@@ -184,7 +184,7 @@ def best_width(tokens: jax.Array, costs: jax.Array) -> jax.Array:
         is worth nothing.
     """
     worth = jnp.where(costs > 0.0, tokens / costs, 0.0)
-    best, index = (1.0 + MARGIN) * worth[0], jnp.zeros((), jnp.int32)
+    best, index = (1.0 + MARGIN) * worth[0], jnp.zeros_like(worth[0], jnp.int32)
     for width in range(1, worth.size):  # in one kernel on a GPU, with what comes after
         is_better = worth[width] > best
         best, index = jnp.where(is_better, worth[width], best), jnp.where(is_better, width, index)

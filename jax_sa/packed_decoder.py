@@ -51,6 +51,7 @@ from jax_sa.packed_rows import (
     plan_step,
     release,
     row_capacity,
+    with_numbers,
 )
 from jax_sa.packing import pack
 from jax_sa.pool import Pool, check_pool
@@ -515,7 +516,8 @@ class PackedDecoder(DraftOptions):
         if self.inserts != "nothing":
             responses_only = self.inserts == "response"
             pool = insert_texts(rows, state, finished, responses_only=responses_only)
-        numbered = rows.with_numbers(
+        numbered = with_numbers(
+            rows,
             prompt_lengths=jnp.where(finished, 0, rows.prompt_lengths),
             read=rows.read + counts + confirmed,
             lengths=lengths,
