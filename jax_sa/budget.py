@@ -134,29 +134,30 @@ def share_budget(
 
 
 def budget_needed(draft: Draft, weights: jax.Array, beside: jax.Array | None = None) -> jax.Array:
-    """int32[B, K] the least budget of `share_budget` that keeps a token; 2**31 - 1 beyond drafts.
+    """int32[B, K] the least budget with which `share_budget` keeps a token.
 
-    It is the number of tokens that are kept with the least factor that keeps this one.
+    It is the number of tokens that are kept with the least factor that keeps this one; 2**31 - 1
+    beyond a draft's length.
 
     Args:
       draft: of B rows and K tokens.
       weights: float32[B].
       beside: int32[B] other tokens of the rows, which are within the budget anyway. None: none.
     """
-    place, drafted = _places(draft), draft.length[:, None]
+    place, is_drafted = _places(draft), _places(draft) <= draft.length[:, None]
     if beside is None:
         beside = jnp.zeros_like(draft.length)
     if draft.length.shape[0] == 1:  # the one row has all of it
-        return jnp.where(place <= drafted, place + beside[:, None], INT32_MAX)
+        return jnp.where(is_drafted, place + beside[:, None], INT32_MAX)
     match = jnp.clip(_match_length(draft), 1.0, MAX_COUNTED_MATCH)
     trust = jnp.where(draft.source == Source.POOL, POOL_WEIGHT, 1.0).astype(jnp.float32)
     scale = weights * trust * match  # the tokens that f = 1 keeps
-    factor = (place.astype(jnp.float32) - 0.5) / scale[:, None]
     # Rounding must not come between a factor and the tokens that it is just enough for.
-    factor = factor[..., None] * (1.0 + _ROUNDING)
-    lengths = jnp.floor(jnp.minimum(factor * scale[None, None] + 0.5, draft.tokens.shape[1]))
-    kept = jnp.minimum(lengths.astype(jnp.int32), draft.length[None, None]) + beside[None, None]
-    return jnp.where(place <= drafted, jnp.sum(kept, axis=-1), INT32_MAX)
+    factor = (place.astype(jnp.float32) - 0.5) / scale[:, None] * (1.0 + _ROUNDING)
+    drafted, others = draft.length.astype(jnp.float32), beside.astype(jnp.float32)
+    lengths = jnp.floor(factor[..., None] * scale[None, None] + 0.5)
+    kept = jnp.minimum(lengths, drafted[None, None]) + others[None, None]
+    return jnp.where(is_drafted, jnp.sum(kept, axis=-1).astype(jnp.int32), INT32_MAX)
 
 
 def lengths_within(needed: jax.Array, budget: jax.Array) -> jax.Array:
@@ -183,7 +184,7 @@ def best_width(tokens: jax.Array, costs: jax.Array) -> jax.Array:
         is worth nothing.
     """
     worth = jnp.where(costs > 0.0, tokens / costs, 0.0)
-    best, index = (1.0 + MARGIN) * worth[0], jnp.zeros((), jnp.int32)
+    best, index = (1.0 + MARGIN) * worth[0], jnp.zeros_like(worth[0], jnp.int32)
     for width in range(1, worth.size):  # in one kernel on a GPU, with what comes after
         is_better = worth[width] > best
         best, index = jnp.where(is_better, worth[width], best), jnp.where(is_better, width, index)

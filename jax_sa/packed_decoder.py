@@ -52,6 +52,7 @@ from jax_sa.packed_rows import (
     plan_step,
     release,
     row_capacity,
+    with_numbers,
 )
 from jax_sa.packing import pack
 from jax_sa.pool import Pool, check_pool
@@ -95,11 +96,12 @@ class PackedDecoder(DraftOptions):
     cache) -> (logits, cache)`. Token t belongs to row `rows[t]` and stands at `positions[t]` of
     its text. The model keeps what it must remember of it there, and attends to the row's tokens up
     to that position and to no other row's. Tokens of a row are consecutive, their positions
-    ascending. A place with `rows[t] == B` is padding: it must write nothing. What the cache holds
-    of a row from the position of its first token in the block on is overwritten before it is
-    attended to, so a refused token, or a request that ended, needs no cleanup. T is static, and
-    differs from call to call. `logits` is [T, V], or, so that only what is read is computed, a
-    function that maps places int32[R] to their logits [R, V]; it is called once.
+    ascending. A place with `rows[t] == B` is padding, which may stand anywhere: it must write
+    nothing. What the cache holds of a row from the position of its first token in the block on is
+    overwritten before it is attended to, so a refused token, or a request that ended, needs no
+    cleanup. T is static, and differs from call to call. `logits` is [T, V], or, so that only what
+    is read is computed, a function that maps places int32[R] to their logits [R, V]; it is called
+    once.
 
     With `tree_nodes`, drafts are trees (`jax_sa.lookup_tree`), and blocks that have room for drafts
     come with a sixth argument, `model(params, tokens, rows, positions, cache, tree)`, a
@@ -533,7 +535,8 @@ class PackedDecoder(DraftOptions):
         if self.inserts != "nothing":
             responses_only = self.inserts == "response"
             pool = insert_texts(rows, state, finished, responses_only=responses_only)
-        numbered = rows.with_numbers(
+        numbered = with_numbers(
+            rows,
             prompt_lengths=jnp.where(finished, 0, rows.prompt_lengths),
             read=rows.read + counts + confirmed,
             lengths=lengths,

@@ -123,7 +123,7 @@ def unfinished(work: Work, queue: Queue) -> jax.Array:
 
 
 def goes_on(work: Work, queue: Queue, last: jax.Array) -> jax.Array:
-    """bool[] whether work is unfinished, and called the model less than int32[] `last` times."""
+    """bool[] whether work is unfinished, and may call the model: int32[] `last` times at most."""
     return unfinished(work, queue) & (work.calls < last)
 
 

@@ -121,12 +121,6 @@ class Rows:
     def _number(self, name: str) -> jax.Array:
         return self.numbers[:, NUMBERS.index(name)]
 
-    def with_numbers(self, **changed: jax.Array) -> "Rows":
-        """The rows with some of the `NUMBERS` changed, int32[B] each."""
-        columns = [changed.pop(n) if n in changed else self._number(n) for n in NUMBERS]
-        assert not changed, changed
-        return dataclasses.replace(self, numbers=jnp.stack(columns, axis=1))
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +191,12 @@ def idle_rows(
         pool=pool,
         groups=groups,
     )
+
+
+def with_numbers(rows: Rows, **changed: jax.Array) -> Rows:
+    """The rows with some of the `NUMBERS` changed, int32[B] each."""
+    columns = {name: getattr(rows, name) for name in NUMBERS} | changed
+    return dataclasses.replace(rows, numbers=jnp.stack(list(columns.values()), axis=1))
 
 
 def no_drafts(rows: int, max_draft: int) -> Draft:
@@ -340,7 +340,8 @@ def admit(
     for name in ("read", "lengths", "steps", "drafted", "accepted"):
         begun[name] = zero
     put = functools.partial(jnp.where, begins)
-    rows = rows.with_numbers(**{name: put(new, getattr(rows, name)) for name, new in begun.items()})
+    changed = {name: put(new, getattr(rows, name)) for name, new in begun.items()}
+    rows = with_numbers(rows, **changed)
     record = jax.tree.map(lambda old: put(jnp.zeros_like(old), old), rows.record)
     return dataclasses.replace(rows, record=record, cache=cache, state=state), begins
 
@@ -371,7 +372,7 @@ def release(rows: Rows, mask: jax.Array) -> Rows:
         draft = tree_budget.keep(draft, is_node(draft) & ~mask[:, None])
     else:
         draft = budget.cut_draft(draft, jnp.where(mask, 0, draft.length))
-    rows = rows.with_numbers(prompt_lengths=jnp.where(mask, 0, rows.prompt_lengths))
+    rows = with_numbers(rows, prompt_lengths=jnp.where(mask, 0, rows.prompt_lengths))
     return dataclasses.replace(rows, draft=draft)
 
 

@@ -263,7 +263,7 @@ def last_token(emitted: Accepted, before: jax.Array) -> jax.Array:
 
 
 def _prefix_length(confirmed: jax.Array, *, start: int = 0) -> jax.Array:
-    """int32[B] `start`, and how many places of bool[B, K] hold before the first that does not."""
+    """int32[B] `start`, and the positions of bool[B, K] before the first that does not hold."""
     most = start + confirmed.shape[1]
     position = jnp.arange(start, most, dtype=jnp.int32)[None]
     return jnp.min(jnp.where(confirmed, most, position), axis=1, initial=most)
