@@ -1,9 +1,11 @@
 """The kernel that moves the entries of accepted paths, against a loop over the entries."""
 
+import copies
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_gpu_program
 from requirements import unavailable
 from test_cache_moves import paths
 from test_llama_attention import PAGE_SIZE, PAGES, TABLE, cache
@@ -56,3 +58,28 @@ def test_the_entries_are_moved_on_a_gpu(dtype):
     got = jax.jit(move_kernel.move_entries)(keys, values, *moved, pages)
     for new, old in zip(got, wanted, strict=True):
         np.testing.assert_array_equal(np.asarray(new, np.float32), np.asarray(old, np.float32))
+
+
+h100 = test_gpu_program.h100  # the fixture
+
+
+def test_one_kernel_in_place_on_a_gpu(h100):
+    """In a loop, as a decoder moves."""
+
+    def program(memory, start, path, pages):
+        def body(i, memory):
+            return move_kernel.move_entries(*memory, start + i, path, pages)
+
+        return jax.lax.fori_loop(0, 9, body, memory)
+
+    def shape(dtype, *sizes):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=h100)
+
+    memory = (shape(jnp.bfloat16, 4, 64, 2, 1024, 64),) * 2
+    numbers = [shape(jnp.int32, *sizes) for sizes in [(8,), (8, 17), (8, 8)]]
+    with jax.sharding.use_abstract_mesh(h100.mesh.abstract_mesh):  # names the GPU to Pallas
+        compiled = jax.jit(program, donate_argnums=0).lower(memory, *numbers).compile()
+    copies.assert_in_place(compiled, memory, smallest=2**20, room=2**20)
+    text = compiled.as_text()
+    assert text.count("custom-call(") == 1
+    assert not any(f" {op}(" in text for op in ("gather", "scatter"))
