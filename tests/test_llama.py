@@ -78,6 +78,24 @@ def test_it_keeps_the_contract_of_a_model(family, tmp_path):
     assert report.ok, str(report)
 
 
+def test_it_keeps_the_contract_of_a_packed_model(family, tmp_path):
+    settings, params = load(tmp_path, families.FAMILIES[family])
+
+    def init_cache(rows, capacity):
+        pages = rows * -(-capacity // 8)
+        return paged.init_packed_cache(settings, rows, pages, 8, capacity, jnp.float32)
+
+    report = jax_sa.check_model(
+        functools.partial(paged.apply_packed, settings),
+        params,
+        init_cache,
+        capacity=24,
+        packed=True,
+        trees=True,
+    )
+    assert report.ok, str(report)
+
+
 def test_logits_equal_those_of_transformers(family, tmp_path):
     for package in ("torch", "transformers"):
         pytest.importorskip(package, reason=f"{package} is not installed; see the recorded logits")
