@@ -74,12 +74,18 @@ class Probed:
         share: float = TOLERANCE,
         words: Words = OF_BLOCKS,
     ):
-        self.model, self.params, self.make_cache = model, params, make_cache
-        self.rows, self.capacity, self.vocabulary = rows, capacity, vocabulary
-        self.special_tokens, self.words = special_tokens, words
-        self.share, self.tolerance = share, 0.0
-        self._read = jax.jit(self._read_block)
-        self._read_each = jax.jit(self._read_tokens)
+        self.model: Any = model
+        self.params: Any = params
+        self.make_cache: Callable[[], Any] = make_cache
+        self.rows: int = rows
+        self.capacity: int = capacity
+        self.vocabulary: int | None = vocabulary
+        self.special_tokens: tuple[int, ...] = special_tokens
+        self.share: float = share
+        self.words: Words = words
+        self.tolerance: float = 0.0
+        self._read: Any = jax.jit(self._read_block)
+        self._read_each: Any = jax.jit(self._read_tokens)
 
     def _read_block(
         self, params: Any, tokens: jax.Array, start: jax.Array, cache: Any, *tree: Any
