@@ -310,7 +310,8 @@ class Decoder(DraftOptions):
         _check_pool(state, pool)
         if check:
             room = request.prompts.shape[1] + request.max_new_tokens
-            check_on_copies(self.model, params, cache, room)
+            trees = state is not None and self.tree_nodes is not None
+            check_on_copies(self.model, params, cache, room, trees=trees)
         generation = self._init(params, request, cache, state, pool, groups)
         most = jnp.asarray(INT32_MAX, jnp.int32)
         return self._run(params, generation, costs, most, pool, groups)

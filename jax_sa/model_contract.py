@@ -50,14 +50,19 @@ def check_returned_cache(returned: Any, cache: Any) -> None:
 
     The length that it returns is not looked at: the decoder keeps its own.
     """
+    if type(returned) is type(cache):
+        returned = dataclasses.replace(returned, length=cache.length)
+    check_same_arrays(returned, cache)
+
+
+def check_same_arrays(returned: Any, cache: Any) -> None:
+    """Raises TypeError unless a cache that a model returns has the arrays of the one it got."""
     if type(returned) is not type(cache):
         raise TypeError(
             f"cache: expected the model to return a {type(cache).__name__}, as it was given, got "
             f"{type(returned).__name__}"
         )
-    before, after = (
-        _arrays(dataclasses.replace(c, length=cache.length)) for c in (cache, returned)
-    )
+    before, after = _arrays(cache), _arrays(returned)
     for path in before | after:
         if before.get(path) != after.get(path):
             raise TypeError(

@@ -21,6 +21,7 @@ from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup
 from jax_sa.cache_schema import BlockTable
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
 from jax_sa.draft_tree import MAX_NODES, DraftTree, extend_lookup_tree, no_trees
+from jax_sa.model_check import check_packed_on_copies
 from jax_sa.model_contract import check_logits_fn, check_state_room
 from jax_sa.packed_queue import (
     Completions,
@@ -102,6 +103,7 @@ class PackedDecoder(DraftOptions):
     cleanup. T is static, and differs from call to call. `logits` is [T, V], or, so that only what
     is read is computed, a function that maps places int32[R] to their logits [R, V]; it is called
     once.
+    `jax_sa.check_model(..., packed=True)` finds out whether a model does all this.
 
     With `tree_nodes`, drafts are trees (`jax_sa.lookup_tree`), and blocks that have room for drafts
     come with a sixth argument, `model(params, tokens, rows, positions, cache, tree)`, a
@@ -265,6 +267,7 @@ class PackedDecoder(DraftOptions):
         costs: jax.Array | None = None,
         pool: Pool | None = None,
         groups: jax.Array | None = None,
+        check: bool = False,
     ) -> Completions:
         """Answers any number of prompts through `rows` rows, in one jitted `lax.while_loop`.
 
@@ -291,13 +294,16 @@ class PackedDecoder(DraftOptions):
             (`inserts`); donated. None: no pool.
           groups: int32[N] the group of the pool that each prompt sees and goes into; -1 for none.
             None: group 0.
+          check: whether to run `jax_sa.check_model(..., packed=True)` first, on copies of the
+            cache; not inside jit.
 
         Returns:
           The answers. A prompt that cannot be answered is not `finished`; the others are.
 
         Raises:
           ValueError, TypeError: naming the argument; and, where lengths and limits are known, for
-            a prompt that is empty or can never fit, naming it.
+            a prompt that is empty or can never fit, naming it; with `check`, saying what the model
+            does wrong.
         """
         rows = check_int("rows", rows, 1)
         max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1)
@@ -313,6 +319,10 @@ class PackedDecoder(DraftOptions):
         _check_requests(capacity, width, prompt_lengths, limits)
         if state is not None:
             check_state_room(prompt_lengths, limits, width, max_new_tokens, state)
+        if check:
+            trees = state is not None and self.tree_nodes is not None
+            room = width + max_new_tokens
+            check_packed_on_copies(self.model, params, cache, rows, room, trees=trees)
         queue = make_queue(prompt_lengths, limits, capacity=capacity, max_prompt=width)
         first = jnp.zeros(rows, jnp.int32)
         idle = self._idle_rows(cache, state, sampling, prompts, first, pool, groups)

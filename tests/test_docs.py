@@ -8,6 +8,7 @@ import secrets
 
 import attention_model
 import jax.numpy as jnp
+import packed_attention
 import packed_model
 import pytest
 import toy_model
@@ -124,7 +125,8 @@ def test_examples_of_the_model_contract():
             "jax_sa": jax_sa,
             "jnp": jnp,
             "model": attention_model.make(),
-            "packed_model": packed_model.model,
+            "packed_model": packed_attention.make(),
+            "init_packed_cache": packed_attention.init_cache,
             "params": attention_model.init_params(),
             "init_cache": attention_model.init_cache,
             "stack": attention_model.forward,

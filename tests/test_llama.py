@@ -32,6 +32,10 @@ def exact():
 
 FEATURES = ["llama3", "qwen2-tied", "qwen3"]
 """Families with, between them, all that the others have."""
+CONTRACT_FAMILIES = [
+    pytest.param(family, marks=() if family in FEATURES else pytest.mark.slow)
+    for family in families.FAMILIES
+]
 
 
 @pytest.fixture
@@ -67,13 +71,7 @@ def test_logits_equal_those_recorded_from_transformers(family, tmp_path):
     np.testing.assert_allclose(logits[:, -golden.shape[1] :], golden, **CLOSE)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, marks=() if family in FEATURES else pytest.mark.slow)
-        for family in families.FAMILIES
-    ],
-)
+@pytest.mark.parametrize("family", CONTRACT_FAMILIES)
 def test_it_keeps_the_contract_of_a_model(family, tmp_path):
     settings, params = load(tmp_path, families.FAMILIES[family])
     report = jax_sa.check_model(
@@ -81,6 +79,25 @@ def test_it_keeps_the_contract_of_a_model(family, tmp_path):
         params,
         lambda rows, capacity: empty_cache(settings, capacity, rows=rows),
         capacity=24,
+    )
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("family", CONTRACT_FAMILIES)
+def test_it_keeps_the_contract_of_a_packed_model(family, tmp_path):
+    settings, params = load(tmp_path, families.FAMILIES[family])
+
+    def init_cache(rows, capacity):
+        pages = rows * -(-capacity // 8)
+        return paged.init_packed_cache(settings, rows, pages, 8, capacity, jnp.float32)
+
+    report = jax_sa.check_model(
+        functools.partial(paged.apply_packed, settings),
+        params,
+        init_cache,
+        capacity=24,
+        packed=True,
+        trees=True,
     )
     assert report.ok, str(report)
 

@@ -2,7 +2,7 @@
 
     pip install jax_sa "penzai==0.2.5"
     python -m integrations.penzai  # from examples/; random parameters
-    python -m integrations.penzai --checkpoint llama  # a folder of a Llama, for transformers
+    python -m integrations.penzai --checkpoint llama  # a folder; needs transformers and torch
 
 Penzai's own sampling layer counts tokens itself, has one count for all rows, and takes token 0 for
 padding. So its body is called without that layer. The body has no axis of rows: they are vmapped.
