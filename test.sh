@@ -7,6 +7,8 @@
 #   PYTHON=python3.12 ./test.sh     another interpreter
 #   WHEEL=dist/FILE.whl ./test.sh   a wheel that was built before (see build_wheels.sh)
 #   JAX="jax==0.9.2" ./test.sh      a version of JAX; otherwise the newest
+#   JAX_DISABLE_MOST_OPTIMIZATIONS=0 ./test.sh
+#                                   what XLA compiles as users have it: slower to compile
 #   JAX_SA_REQUIRE_GPU=1 ./test.sh  what a missing GPU or CUDA compiler skips becomes a failure
 #
 # On a machine with a GPU the tests run there, elsewhere on the CPU. Where nvcc is found, the GPU's
