@@ -2,10 +2,11 @@
 
 import os
 
-# Most of the suite's time is compilation, and a third of that LLVM's optimization, which what is
-# tested does not depend on: XLA's own passes, and so copies and buffers, stay as users have them.
-# In the environment, for the processes that tests start, too; JAX reads it when it is imported.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if os.environ.get("JAX_PLATFORMS") == "cpu":
+    # Most of the time is compilation, a third of that LLVM's optimization. What XLA makes of a
+    # program, its copies and buffers, is the same without. In the environment, for the processes
+    # that tests start; before JAX is imported, which reads it then.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest

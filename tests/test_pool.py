@@ -19,7 +19,9 @@ _insert = jax.jit(jax_sa.insert, donate_argnums=0)
 
 def insert(pool, rows, groups=None, lengths=None):
     width = max(map(len, rows), default=0)
-    lengths = [len(row) for row in rows] if lengths is None else lengths
+    if lengths is None:
+        lengths = list(map(len, rows))
+        width = -(-width // 20) * 20  # few widths: each is compiled anew
     tokens = int32(np.reshape(pad(rows, width), (len(rows), width)))
     return _insert(pool, tokens, int32(lengths), groups=int32(groups))
 
@@ -103,7 +105,7 @@ def test_lookups(capacity, vocabulary, options):
         queries = random_texts(generator, vocabulary, count=4, longest=40)
         # The beginnings of texts that were inserted, which go on as they did.
         queries += [row[: generator.integers(0, len(row) + 1)] for row in (*rows, rows[0])]
-        state = extend(state, queries)
+        state = extend(state, pad(queries, 40), lengths=list(map(len, queries)))
         draft = lookup(state, pool=pool, max_draft=9, **options)
         for row, query in enumerate(queries):
             assert_draft_equals(draft, row, query, group, 9, **options)

@@ -48,7 +48,7 @@ def test_generate(neural):
             toy_model.init_cache(ROWS, CAPACITY),
             max_new_tokens=COUNT,
             state=jax_sa.init(ROWS, CAPACITY, index=index),
-            max_draft=6,
+            max_draft=4,
             occurrence="first",
             **drafter,
         )
@@ -74,7 +74,7 @@ def test_calibrate():
 
 
 def test_packed_decoder():
-    decoder = jax_sa.PackedDecoder(packed_model.model, budget=30, occurrence="first")
+    decoder = jax_sa.PackedDecoder(packed_model.model, budget=9, occurrence="first")
     tokens, lengths = packed_model.make_prompts(7, 12)
 
     def run(index):

@@ -11,7 +11,7 @@ from op_calls import ALPHABET, SLOTS, arguments
 
 import jax_sa
 
-ROWS, DRAFT, NODES = SLOTS, 4, 6
+ROWS, DRAFT, NODES = SLOTS, 4, 3
 
 
 class Call(NamedTuple):
