@@ -83,6 +83,15 @@ def test_rank_across_rows_keeps_parents_first(seed):
             assert parent == jax_sa.ROOT or ranks[row, parent] < ranks[row, node]
 
 
+@pytest.mark.parametrize("rows", [1, 30, tree_budget.MOST_COMPARED // 10 + 1])
+def test_ranks_are_those_of_a_stable_sort(rows):
+    """Of few nodes, which are compared, and of many, which are sorted; of equal ones the first."""
+    chances = np.random.default_rng(rows).integers(0, 5, (rows, 10)).astype(np.float32) / 4
+    ranks = np.asarray(tree_budget.rank(jnp.asarray(chances)))
+    order = np.argsort(-chances.ravel(), kind="stable")
+    np.testing.assert_array_equal(np.argsort(ranks.ravel()), order)
+
+
 def test_neural_drafts_count_alike_where_trees_are_built_and_where_they_are_weighed():
     header = (pathlib.Path(__file__).parents[1] / "ffi" / "draft_tree.h").read_text()
     (length,) = re.findall(r"kNeuralMatch = (\d+);", header)
