@@ -15,7 +15,7 @@ from jax_sa.pool import Pool, check_pool
 from jax_sa.scan_state import ScanState
 from jax_sa.state import NUMBERS, AnyState, State, check_state, index_shapes, pack
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever a release lays the arrays of a `State` out differently, or hashes differently."""
 
 SCAN_FORMAT_VERSION = 1

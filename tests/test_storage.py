@@ -59,15 +59,15 @@ def test_saving_again_replaces_the_file(path):
     assert [file.name for file in path.parent.iterdir()] == ["state"]
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, -1, [2, 2], [], 2.5, "2"])
+@pytest.mark.parametrize("version", [0, 2, 4, -1, [3, 3], [], 3.5, "3"])
 def test_another_version(path, version):
     rewrite(path, format_version=np.asarray(version))
-    assert f"expected format version 2, got {version}" in load_error(path)
+    assert f"expected format version 3, got {version}" in load_error(path)
 
 
 def test_other_arrays(path):
     rewrite(path, format_version=None)
-    assert "expected format version 2, got None" in load_error(path)
+    assert "expected format version 3, got None" in load_error(path)
 
 
 def test_arrays_that_are_missing_or_too_many(path):
