@@ -3,12 +3,14 @@
 Needs the CUDA handlers and JAX's CUDA plugin, of jaxlib's own version, but no GPU.
 """
 
+import collections
 import functools
 import pathlib
 import re
 
 import copies
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
@@ -143,6 +145,37 @@ def test_split_over_two(two_h100, program, tmp_path):
     # Whether some slot goes on is for all devices together to say.
     assert set(found) <= ({"all-reduce"} if program is while_loop else set())
     assert_captured(tmp_path)
+
+
+def test_plain_jit_is_as_good_as_shard_map(two_h100):
+    """On each of two devices both loops have the same instructions."""
+    split = PartitionSpec("device")
+
+    def loop(state, tokens):
+        lengths = jnp.full_like(state.length, 1)
+
+        def step(state, column):
+            return jax_sa.extend_lookup(state, column[:, None], lengths, max_draft=8)
+
+        return jax.lax.scan(step, state, tokens.T)
+
+    def instructions(function):
+        arguments = jax.eval_shape(
+            lambda: (jax_sa.init(SLOTS, CAPACITY), jnp.zeros((SLOTS, 16), jnp.int32))
+        )
+        split_arguments = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=NamedSharding(two_h100, split)
+            ),
+            arguments,
+        )
+        compiled = jax.jit(function, donate_argnums=0).lower(*split_arguments).compile()
+        return collections.Counter(re.findall(r" = .*? ([a-z][\w-]*)\(", compiled.as_text()))
+
+    of_a_part = jax.shard_map(
+        loop, mesh=two_h100, in_specs=split, out_specs=(split, PartitionSpec(None, "device"))
+    )
+    assert instructions(loop) == instructions(of_a_part)
 
 
 def assert_captured(dumps):
