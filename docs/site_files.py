@@ -17,6 +17,7 @@ PUBLISHED = (
     "docs/images/*",
     "examples/*.py",
     "examples/*/*.md",
+    "examples/*/*.txt",
     "examples/*/*.py",
 )
 NOTEBOOKS = "notebooks/*.ipynb"
