@@ -108,8 +108,8 @@ def share_budget(
     factor f for which their sum is at most the budget. The chance that a draft goes on falls like
     one over match length and place, so this verifies the tokens that are likeliest to hold. A row
     whose draft is neural counts as one with a match of `NEURAL_MATCH_LENGTH` tokens, and one whose
-    draft is from a pool as one with `POOL_WEIGHT` of its weight. Rows that tie at that factor are cut
-    alike, so a part of the budget may be left. The work is in proportion to B * B * K.
+    draft is from a pool as one with `POOL_WEIGHT` of its weight. Rows that tie at that factor are
+    cut alike, so a part of the budget may be left. The work is in proportion to B * B * K.
 
     Args:
       draft: of B rows and K tokens.
