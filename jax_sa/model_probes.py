@@ -106,6 +106,13 @@ class Probed:
         cache, logits = jax.lax.scan(step, cache, (tokens.T, positions.T))
         return jnp.swapaxes(logits, 0, 1), cache
 
+    def take_vocabulary(self, logits: jax.ShapeDtypeStruct) -> None:
+        """Takes V from logits [..., V], unless it is known; Broken if they are no real numbers."""
+        if not jnp.issubdtype(logits.dtype, jnp.floating):
+            raise Broken(f"logits: expected a floating dtype, got {logits.dtype}.")
+        if self.vocabulary is None:
+            self.vocabulary = logits.shape[-1]
+
     def read(self, tokens: np.ndarray, start: int, cache: Any) -> tuple[np.ndarray, Any]:
         """Logits [B, T, V] of a block at one position in all rows, and the cache."""
         starts = jnp.full(self.rows, start, jnp.int32)
@@ -193,10 +200,7 @@ def check_shapes(probed: Probed) -> None:
             check_returned_cache(returned, cache)
     except (TypeError, ValueError) as error:
         raise Broken(str(error)) from error
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise Broken(f"logits: expected a floating dtype, got {logits.dtype}.")
-    if probed.vocabulary is None:
-        probed.vocabulary = logits.shape[-1]
+    probed.take_vocabulary(logits)
 
 
 def check_memory(probed: Probed) -> None:

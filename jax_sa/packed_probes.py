@@ -108,10 +108,7 @@ def check_flat_shapes(probed: Probed) -> None:
                 )
     except (TypeError, ValueError, IndexError) as error:
         raise Broken(str(error)) from error
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise Broken(f"logits: expected a floating dtype, got {logits.dtype}.")
-    if probed.vocabulary is None:
-        probed.vocabulary = logits.shape[-1]
+    probed.take_vocabulary(logits)
 
 
 def check_layout(probed: Probed) -> None:
