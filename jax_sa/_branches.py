@@ -23,6 +23,7 @@ def run_branch(index: jax.Array, branches: Sequence[Branch], operand: Any) -> tu
     """
     if len(branches) == 1:
         return branches[0](operand)
+    branches = [functools.partial(_run_whole, branch) for branch in branches]
     loops = functools.partial(_run_loops, branches)
     if BRANCHES_COPY:
         return loops(index, operand)
@@ -32,6 +33,12 @@ def run_branch(index: jax.Array, branches: Sequence[Branch], operand: Any) -> tu
         cpu=loops,
         default=lambda index, operand: jax.lax.switch(index, branches, operand),
     )
+
+
+def _run_whole(branch: Branch, operand: Any) -> tuple[Any, Any]:
+    # Without a barrier, XLA for GPUs may copy an operand that several kernels in a row update, as
+    # those of a model's layers do a cache. Where that was so, all steps took up to twice as long.
+    return jax.lax.optimization_barrier(branch(operand))
 
 
 def _run_loops(branches: Sequence[Branch], index: jax.Array, operand: Any) -> tuple[Any, Any]:
