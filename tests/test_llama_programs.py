@@ -1,4 +1,4 @@
-"""What XLA makes of a packed decoder of the example's Llama for an H100, also where there is none."""
+"""What XLA makes of the example's Llama in a packed decoder, for an H100 that need not be there."""
 
 import functools
 
