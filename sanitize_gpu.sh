@@ -60,18 +60,18 @@ export JAX_SA_REQUIRE_GPU=1 PYTHONPATH="$repo/tests/support:${PYTHONPATH:-}"
 ours_in() { [[ $1 == test_llama* ]] && echo _kernel || echo jax_sa; }
 
 run() { # tool, number of a selection
-  local tool=$1 selection=${tests[$2]} options=()
+  local tool=$1 selection=${tests[$2]} options=() printed=20
   case $tool in
     memcheck) ;;
     racecheck | synccheck) options=(--kernel-name "kns=$(ours_in "$selection")") ;;
-    initcheck) ;;
+    initcheck) printed=1000000 ;;  # ours may come after any number of XLA's
   esac
   local file=${selection%% *} chosen=${selection#* -k }
   local log="$logs/$tool-$(basename "$file" .py).txt"
   # A tool that crashes itself has found nothing, and mostly does not crash again.
   for _ in 1 2 3; do
     (cd /tmp && timeout "${LIMIT:-600}" compute-sanitizer --tool "$tool" "${options[@]}" \
-      --print-limit 20 --log-file "$log" "${PYTHON:-python3}" -m pytest -q -x \
+      --print-limit $printed --log-file "$log" "${PYTHON:-python3}" -m pytest -q -x \
       -p no:cacheprovider -p no:xdist -p no:benchmark -c "$repo/pyproject.toml" \
       --rootdir "$repo" "$repo/tests/$file" -k "$chosen") >"$log.pytest" 2>&1 || true
     ! grep -q SUMMARY "$log" 2>/dev/null || break
@@ -100,7 +100,7 @@ for tool in "${tools[@]}"; do
     printf '%-10s %-28s %-44s %s\n' "$tool" "$file" "${outcome:-no result}" "${summary:-no summary} (${ours:-0} of ours)"
     [[ $outcome == *passed* && $outcome != *failed* && -n $summary ]] || failed=1
     if [ "$tool" = initcheck ]; then
-      [ "${ours:-0}" -eq 0 ] || failed=1
+      [[ ${ours:-0} -eq 0 && $summary != *"not printed"* ]] || failed=1
     else
       [[ $summary == *" 0 errors"* || $summary == *"0 hazards"* ]] || failed=1
     fi
