@@ -26,16 +26,16 @@ def run_branch(index: jax.Array, branches: Sequence[Branch], operand: Any) -> tu
     loops = functools.partial(_run_loops, branches)
     if BRANCHES_COPY:
         return loops(index, operand)
-    whole = [functools.partial(_run_whole, branch) for branch in branches]
+    fenced = [functools.partial(_run_fenced, branch) for branch in branches]
     return jax.lax.platform_dependent(
         index,
         operand,
         cpu=loops,
-        default=lambda index, operand: jax.lax.switch(index, whole, operand),
+        default=lambda index, operand: jax.lax.switch(index, fenced, operand),
     )
 
 
-def _run_whole(branch: Branch, operand: Any) -> tuple[Any, Any]:
+def _run_fenced(branch: Branch, operand: Any) -> tuple[Any, Any]:
     # Without a barrier, XLA for GPUs may copy an operand that several kernels in a row update, as
     # those of a model's layers do a cache. Where one branch did, steps by the others took up to
     # 2.5 times as long, too.
