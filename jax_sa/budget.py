@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_sa._checks import INT32_MAX, check_array, check_int
+from jax_sa._checks import check_array, check_int
 from jax_sa._explicit import follow_rows
 from jax_sa.automaton import DRAFT_FILL, Draft, Source
 
@@ -135,10 +135,10 @@ def share_budget(
 
 
 def budget_needed(draft: Draft, weights: jax.Array, beside: jax.Array | None = None) -> jax.Array:
-    """int32[B, K] the least budget with which `share_budget` keeps a token.
+    """float32[B, K] the least budget with which `share_budget` keeps a token.
 
-    It is the number of tokens that are kept with the least factor that keeps this one; 2**31 - 1
-    beyond a draft's length.
+    It is the number of tokens that are kept with the least factor that keeps this one; infinite
+    beyond a draft's length. A sum of floats, as a GPU's kernel leaves it: an int is a kernel more.
 
     Args:
       draft: of B rows and K tokens.
@@ -149,7 +149,7 @@ def budget_needed(draft: Draft, weights: jax.Array, beside: jax.Array | None = N
     if beside is None:
         beside = jnp.zeros_like(draft.length)
     if draft.length.shape[0] == 1:  # the one row has all of it
-        return jnp.where(is_drafted, place + beside[:, None], INT32_MAX)
+        return jnp.where(is_drafted, (place + beside[:, None]).astype(jnp.float32), jnp.inf)
     match = jnp.clip(_match_length(draft), 1.0, MAX_COUNTED_MATCH)
     trust = jnp.where(draft.source == Source.POOL, POOL_WEIGHT, 1.0).astype(jnp.float32)
     scale = weights * trust * match  # the tokens that f = 1 keeps
@@ -158,12 +158,12 @@ def budget_needed(draft: Draft, weights: jax.Array, beside: jax.Array | None = N
     drafted, others = draft.length.astype(jnp.float32), beside.astype(jnp.float32)
     lengths = jnp.floor(factor[..., None] * scale[None, None] + 0.5)
     kept = jnp.minimum(lengths, drafted[None, None]) + others[None, None]
-    return jnp.where(is_drafted, jnp.sum(kept, axis=-1).astype(jnp.int32), INT32_MAX)
+    return jnp.sum(jnp.where(is_drafted[..., None], kept, jnp.inf), axis=-1)
 
 
 def lengths_within(needed: jax.Array, budget: jax.Array) -> jax.Array:
-    """int32[B] the tokens of each draft that int32[] `budget` keeps, by what they need [B, K]."""
-    return jnp.sum((needed <= budget).astype(jnp.int32), axis=1)
+    """int32[B] the tokens that int32[] `budget` keeps of each draft, by `budget_needed`."""
+    return jnp.sum((needed <= budget.astype(jnp.float32)).astype(jnp.int32), axis=1)
 
 
 def expected_tokens(survival: jax.Array, verified: jax.Array) -> jax.Array:

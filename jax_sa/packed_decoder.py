@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_sa import budget, tree_budget
+from jax_sa import budget
 from jax_sa._branches import run_branch
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_choice, check_int
 from jax_sa._options import DraftOptions, normalise
-from jax_sa.automaton import DRAFT_FILL, Draft, extend_lookup
+from jax_sa.automaton import DRAFT_FILL, Draft, extend, extend_lookup
 from jax_sa.cache_schema import BlockTable
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
 from jax_sa.draft_tree import MAX_NODES, DraftTree, extend_lookup_tree, no_trees
@@ -37,12 +37,13 @@ from jax_sa.packed_queue import (
     unfinished,
 )
 from jax_sa.packed_rows import (
+    CHANGED_BY_BLOCK,
     Block,
     Plan,
     Rows,
     Step,
+    Verified,
     admit,
-    append_tokens,
     can_fit,
     has_room_for_drafts,
     idle_rows,
@@ -53,7 +54,9 @@ from jax_sa.packed_rows import (
     plan_step,
     release,
     row_capacity,
-    with_numbers,
+    settle,
+    unread_tokens,
+    without_room,
 )
 from jax_sa.packing import pack
 from jax_sa.pool import Pool, check_pool
@@ -62,11 +65,13 @@ from jax_sa.sampling import Sampling, check_sampling, spread
 from jax_sa.seqlens import expand_seqlens
 from jax_sa.state import AnyState, check_state
 from jax_sa.tree_block import packed_tree_block
-from jax_sa.verify import Accepted, accept_greedy, accept_sampled, cut_at_stop, last_token
+from jax_sa.verify import accept_greedy, accept_sampled
 from jax_sa.verify_tree import accept_tree_greedy, accept_tree_sampled
 
-WIDTHS = (1.0, 1.5, 2.0, 3.0, 5.0, 9.0, 17.0, 33.0)
-"""Tokens a row, on average, for which a step that reads no prompt is compiled."""
+WIDTHS = (1.0, 1.5, 3.0, 6.0, 13.0, 33.0)
+"""Tokens a row, on average, for which a step that reads no prompt is compiled. On a GPU each block
+adds 0.3 % to every step of a small model, as the graph of a step holds them all, and more widths
+won nothing on recorded responses."""
 
 MAX_DRAFTED = 512
 """Drafted tokens that any of these steps verifies at most."""
@@ -520,127 +525,117 @@ class PackedDecoder(DraftOptions):
             sampling = dataclasses.replace(sampling, key=next_key)
         blocks = self._blocks(rows)
         plan = plan_step(rows, blocks, costs)
-        # The automata stay out of the branches: jax before 0.11.2 copies what a branch updates.
         branches = [
-            functools.partial(self._verify, block, params, rows, plan, key) for block in blocks
+            functools.partial(self._run_block, block, params, rows, plan, key) for block in blocks
         ]
-        (outcome, path), cache = run_branch(plan.block, branches, rows.cache)
-        *_, length, counts = outcome.T
-        emits = rows.emits(counts)
-        accepted = Accepted(outcome[:, :-2], length)
-        accepted, stopped = cut_at_stop(accepted, emits, self.stop_tokens)
-
-        active = ~rows.idle
-        lengths = rows.lengths + accepted.length
-        finished = active & (stopped | (emits & (lengths >= rows.limits)))
-        confirmed = jnp.maximum(accepted.length - 1, 0)
-        left = jnp.where(finished | ~emits, 0, rows.limits - lengths)
-        prompt_counts = jnp.where(rows.decoding, 0, counts)
-        state, draft = self._draft(rows, prompt_counts, accepted, left)
-        if path is None:
-            record = budget.update_record(rows.record, plan.draft, confirmed)
-        else:
-            record = tree_budget.update_record(rows.record, plan.draft, path, confirmed)
+        changing = {name: getattr(rows, name) for name in CHANGED_BY_BLOCK}
+        step, changed = run_branch(plan.block, branches, changing)
+        after = dataclasses.replace(rows, **changed, sampling=sampling)
+        state, draft = self._draft(after, step)
         pool = rows.pool
         if self.inserts != "nothing":
             responses_only = self.inserts == "response"
-            pool = insert_texts(rows, state, finished, responses_only=responses_only)
-        numbered = with_numbers(
-            rows,
-            prompt_lengths=jnp.where(finished, 0, rows.prompt_lengths),
-            read=rows.read + counts + confirmed,
-            lengths=lengths,
-            last=last_token(accepted, rows.last),
-            steps=rows.steps + (accepted.length > 0).astype(jnp.int32),
-            drafted=rows.drafted + plan.draft.length,
-            accepted=rows.accepted + confirmed,
-        )
-        return dataclasses.replace(
-            numbered,
-            draft=draft,
-            record=record,
-            cache=cache,
-            state=state,
-            sampling=sampling,
-            pool=pool,
-        ), Step(accepted.tokens, accepted.length, finished, plan.draft.length, confirmed)
+            pool = insert_texts(rows, state, step.finished, responses_only=responses_only)
+        return dataclasses.replace(after, state=state, draft=draft, pool=pool), step
 
     def _blocks(self, rows: Rows) -> list[Block]:
-        """The blocks to compile: one for each width, then, ascending, those that read prompts."""
+        """The blocks to compile: one for each width, then those that read prompts, as they grow.
+
+        Of these, the first has no room for drafts. The others, and the last one, which is as long
+        as can be, do.
+        """
         (count,) = rows.prompt_lengths.shape
         widths = self.widths(count, drafts=rows.state is not None)
-        judged = max(width for width in widths if width <= READING_WIDTH * count)
-        totals = sorted({min(judged + SHORT_CHUNK, self.budget), self.budget})
+        widest = max(width for width in widths if width <= READING_WIDTH * count)
+        reading = [(min(judged + SHORT_CHUNK, self.budget), judged) for judged in (count, widest)]
+        reading = dict.fromkeys([*reading, (self.budget, widest)])
         return [
             *(Block(width, width, reads_prompts=False) for width in widths),
-            *(Block(total, judged, reads_prompts=True) for total in totals),
+            *(Block(total, judged, reads_prompts=True) for total, judged in reading),
         ]
 
-    def _verify(
+    def _run_block(
         self,
         block: Block,
         params: Any,
         rows: Rows,
         plan: Plan,
         key: jax.Array | None,
-        cache: Any,
-    ) -> tuple[tuple[jax.Array, jax.Array | None], Any]:
-        """The part of a step that depends on the size of its block.
+        changing: dict[str, Any],
+    ) -> tuple[Step, dict[str, Any]]:
+        """The part of a step that depends on its block: reads, verifies, and counts.
 
-        Returns:
-          int32[B, 1 + K + 2] of each row the emitted tokens, how many, and the own tokens that were
-          read, as one array; the path int32[B, 1 + K] of a tree, None of a chain; the cache.
+        Args:
+          block: the block.
+          params: the model's.
+          rows: before the step, but for what changes.
+          plan: of the step.
+          key: to sample with.
+          changing: the fields `CHANGED_BY_BLOCK` of the rows, updated in place.
         """
-        has_room = has_room_for_drafts(block, rows)
-        if not has_room and not block.reads_prompts:
-            return self._verify_none(params, rows, plan, key, cache)
+        rows = dataclasses.replace(rows, **changing)
+        if not has_room_for_drafts(block, rows) and not block.reads_prompts:
+            verified = self._verify_none(params, rows, key)
+        else:
+            verified = self._verify(block, params, rows, plan.cut(block), key)
+        after, step = settle(rows, verified, self.stop_tokens)
+        if block.reads_prompts and rows.state is not None:
+            tokens = unread_tokens(rows, _chunk(rows, block.total))
+            read = jnp.where(rows.decoding, 0, verified.counts)
+            after = dataclasses.replace(after, state=extend(rows.state, tokens, read))
+        return step, {name: getattr(after, name) for name in changing}
+
+    def _verify(
+        self,
+        block: Block,
+        params: Any,
+        rows: Rows,
+        draft: Draft | DraftTree,
+        key: jax.Array | None,
+    ) -> Verified:
+        """Lays out a block, and judges what the model says of it."""
         own, counts = rows.last[:, None], rows.decoding.astype(jnp.int32)
         if block.reads_prompts:
             own = own_tokens(rows, _chunk(rows, block.total))
-            counts = own_counts(rows, plan.draft.length, block.total)
-        is_tree = isinstance(plan.draft, DraftTree)
-        has_tree = is_tree and has_room
+            counts = own_counts(rows, draft.length, block.total)
         # Without room a tree has no nodes, and the step is that of plain decoding.
-        draft = no_drafts(*plan.draft.tokens.shape) if is_tree and not has_tree else plan.draft
+        is_tree = isinstance(draft, DraftTree)
         packed = pack(own, counts, draft, rows.read, total=block.total)
         flat = (packed.tokens, packed.rows, packed.positions)
         last = rows.read + jnp.maximum(counts - 1, 0)
-        if has_tree:
-            tree = packed_tree_block(plan.draft, packed, last)
-            logits, cache = self.model(params, *flat, cache, tree)
+        if is_tree:
+            tree = packed_tree_block(draft, packed, last)
+            logits, cache = self.model(params, *flat, rows.cache, tree)
         else:
-            logits, cache = self.model(params, *flat, cache)
+            logits, cache = self.model(params, *flat, rows.cache)
         first, places = packed.first, None
         if callable(logits):
             places = jnp.arange(block.total, dtype=jnp.int32)
             if block.reads_prompts:
-                judged = jnp.where(rows.emits(counts), 1 + plan.draft.length, 0)
+                judged = jnp.where(rows.emits(counts), 1 + draft.length, 0)
                 places, first = _judged_places(first, judged, block.judged)
             logits = logits(places)
         logits = self._adjust(logits, flat, places, rows)
         accepted = self._accept(rows, draft, logits, key, first)
-        if has_tree:
-            accepted, path = accepted
-            return (_outcome(accepted, counts, plan), path), cache.move(last, path)
-        outcome = _outcome(accepted, counts, plan)
-        return (outcome, _stay(outcome) if is_tree else None), cache
+        if not is_tree:
+            return Verified(accepted, counts, draft, None, cache)
+        accepted, path = accepted
+        return Verified(accepted, counts, draft, path, cache.move(last, path))
 
-    def _verify_none(
-        self, params: Any, rows: Rows, plan: Plan, key: jax.Array | None, cache: Any
-    ) -> tuple[tuple[jax.Array, jax.Array | None], Any]:
+    def _verify_none(self, params: Any, rows: Rows, key: jax.Array | None) -> Verified:
         """Plain decoding: place b of the block is row b's, so nothing has to be laid out."""
         decoding, count = rows.decoding, rows.idle.size
         row = jnp.arange(count, dtype=jnp.int32)
         tokens = jnp.where(decoding, rows.last, DRAFT_FILL)
         positions = jnp.where(decoding, rows.read, 0)
         flat = (tokens, jnp.where(decoding, row, count), positions)
-        logits, cache = self.model(params, *flat, cache)
+        logits, cache = self.model(params, *flat, rows.cache)
         if callable(logits):
             logits = logits(row)
         logits = self._adjust(logits, flat, None, rows)
-        accepted = self._accept(rows, no_drafts(count, 0), logits[:, None], key, None)
-        outcome = _outcome(accepted, decoding.astype(jnp.int32), plan)
-        return (outcome, _stay(outcome) if isinstance(plan.draft, DraftTree) else None), cache
+        draft = without_room(rows)
+        accepted = self._accept(rows, draft, logits[:, None], key, None)
+        return Verified(accepted, decoding.astype(jnp.int32), draft, None, cache)
 
     def _adjust(
         self, logits: jax.Array, of: tuple, places: jax.Array | None, rows: Rows
@@ -680,28 +675,23 @@ class PackedDecoder(DraftOptions):
             first=first,
         )
 
-    def _draft(
-        self, rows: Rows, prompt_counts: jax.Array, accepted: Accepted, left: jax.Array
-    ) -> tuple[AnyState | None, Draft | DraftTree]:
-        """Appends the prompt tokens that were read and the tokens that were emitted; drafts.
+    def _draft(self, rows: Rows, step: Step) -> tuple[AnyState | None, Draft | DraftTree]:
+        """Appends the tokens that were emitted, and drafts those that follow.
 
-        A draft has at most `left - 1` tokens: a step emits one more.
+        A draft leaves one of the tokens that a row may still write: a step emits one more.
         """
         if rows.state is None:
             return None, rows.draft
-        width = _chunk(rows, self.budget)
-        tokens = append_tokens(rows, prompt_counts, accepted.tokens, width)
-        lengths = prompt_counts + accepted.length
         options = {
-            "limits": left - 1,
+            "limits": jnp.where(rows.decoding, rows.limits - rows.lengths, 0) - 1,
             "pool": rows.pool,
             "groups": None if rows.groups is None else rows.groups[rows.request],
             **self.lookup_options(),
         }
         if self.tree_nodes is None:
-            return extend_lookup(rows.state, tokens, lengths, **options)
+            return extend_lookup(rows.state, step.tokens, step.length, **options)
         options["max_nodes"] = self.tree_nodes
-        return extend_lookup_tree(rows.state, tokens, lengths, **options)
+        return extend_lookup_tree(rows.state, step.tokens, step.length, **options)
 
 
 @functools.partial(jax.jit, donate_argnames="rows")
@@ -729,23 +719,9 @@ def _decodes(rows: Rows) -> jax.Array:
     return jnp.all(rows.read >= rows.prompt_lengths) & ~jnp.all(rows.idle)
 
 
-def _stay(outcome: jax.Array) -> jax.Array:
-    """int32[B, 1 + N] the paths of rows whose tokens are where they belong."""
-    tokens = outcome[:, :-2]
-    place = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    return place + jnp.zeros_like(tokens)  # inside shard_map it varies as they do
-
-
 def _chunk(rows: Rows, total: int) -> int:
     """Tokens of a prompt at most in a block of `total` places."""
     return min(total, rows.prompts.shape[1])
-
-
-def _outcome(accepted: Accepted, counts: jax.Array, plan: Plan) -> jax.Array:
-    """int32[B, 1 + K + 2] the tokens, their number and int32[B] counts, in one array."""
-    missing = 1 + plan.draft.tokens.shape[1] - accepted.tokens.shape[1]
-    tokens = jnp.pad(accepted.tokens, ((0, 0), (0, missing)), constant_values=DRAFT_FILL)
-    return jnp.concatenate([tokens, accepted.length[:, None], counts[:, None]], axis=1)
 
 
 def _check_prompts(prompts: Any, prompt_lengths: Any) -> tuple[jax.Array, jax.Array]:

@@ -6,6 +6,7 @@ places of a step's block, W widths.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,19 +15,23 @@ import jax.numpy as jnp
 
 from jax_sa import budget, tree_budget
 from jax_sa._checks import INT32_MAX
-from jax_sa.automaton import Draft, reset
+from jax_sa.automaton import DRAFT_FILL, Draft, reset
 from jax_sa.cache_schema import claim_blocks, free_blocks
 from jax_sa.draft_tree import DraftTree, is_node
 from jax_sa.pool import Pool
 from jax_sa.pool_insert import insert_slots
 from jax_sa.sampling import Sampling
 from jax_sa.state import AnyState
+from jax_sa.verify import Accepted, cut_at_stop, last_token
 
 NUMBERS = (
     *("request", "prompt_lengths", "limits", "read", "lengths", "last"),
     *("steps", "drafted", "accepted"),
 )
 """The columns of `Rows.numbers`, by the properties that give them."""
+
+CHANGED_BY_BLOCK = ("numbers", "record", "cache", "state")
+"""The fields of `Rows` that a step's block changes. The rest of the step is the same for all."""
 
 
 @jax.tree_util.register_dataclass
@@ -151,15 +156,30 @@ class Block:
     """Whether it is for steps in which some row reads its prompt."""
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What a step verifies, and in which block."""
 
     block: jax.Array
     """int32[] index among the blocks that are compiled."""
+    cut: Callable[[Block], Draft | DraftTree]
+    """The drafts as cut for a block."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """What the model says of a block."""
+
+    accepted: Accepted
+    """The tokens, of at most 1 + K places."""
+    counts: jax.Array
+    """int32[B] the own tokens of each row that it read."""
     draft: Draft | DraftTree
-    """The drafts as cut for this block."""
+    """What was verified."""
+    path: jax.Array | None
+    """int32[B, 1 + K] the nodes of a tree that hold; None of chains."""
+    cache: Any
+    """The model's, after it."""
 
 
 @functools.partial(jax.jit, donate_argnames=("cache", "state", "pool"))
@@ -204,6 +224,12 @@ def no_drafts(rows: int, max_draft: int) -> Draft:
     return Draft(jnp.zeros((rows, max_draft), jnp.int32), jnp.zeros(rows, jnp.int32))
 
 
+def without_room(rows: Rows) -> Draft:
+    """Drafts for a block that has no room for any; inside shard_map they vary as the rows do."""
+    none = jnp.zeros_like(rows.last)
+    return Draft(jnp.zeros_like(none[:, None][:, :0]), none)
+
+
 def has_room_for_drafts(block: Block, rows: Rows) -> bool:
     """Whether a block may hold drafts. One with a place for each row is left to plain decoding."""
     return block.judged > rows.numbers.shape[0]
@@ -213,35 +239,51 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
     """Chooses the block with the most expected tokens per cost, and the drafts for it.
 
     While rows read prompts, it is the shortest block for that whose room for prompts is at least
-    half of what there is to read. The prompts have what the drafts leave of it. A width of cost 0
-    or less is worth nothing.
+    half of what there is to read, and that has room for drafts if the best width has. The prompts
+    have what the drafts leave of it. A width of cost 0 or less is worth nothing.
     """
-    num_rows = rows.numbers.shape[0]
-    judged = [block.judged for block in blocks]
-    room = [n if has_room_for_drafts(b, rows) else 0 for n, b in zip(judged, blocks, strict=True)]
-    room, totals = (jnp.asarray(x, jnp.int32) for x in (room, [block.total for block in blocks]))
     num_widths = costs.size
+    room = [b.judged if has_room_for_drafts(b, rows) else 0 for b in blocks[:num_widths]]
+    room = jnp.asarray(room, jnp.float32)
     chances, needed, cut = _share(rows.draft, rows.record.strain(), rows.decoding)
 
     # All sums at once, as each is a kernel on a GPU: of the tokens that a step of each width is
-    # expected to emit, of the rows that decode, and of the tokens that are not read.
-    decoding = rows.decoding.astype(jnp.float32)
-    own = [*[decoding] * (num_widths + 1), rows.unread.astype(jnp.float32)]
-    verified = needed[None] <= room[:num_widths, None, None]
+    # expected to emit, and of those that are not read.
+    own = [*[rows.decoding.astype(jnp.float32)] * num_widths, rows.unread.astype(jnp.float32)]
+    verified = needed[None] <= room[:, None, None]
     held = jnp.where(verified, chances[None], 0.0)
-    held = jnp.pad(held, ((0, 2), (0, 0), (0, 0)))
+    held = jnp.pad(held, ((0, 1), (0, 0), (0, 0)))
     sums = jnp.sum(jnp.concatenate([held, jnp.stack(own)[..., None]], axis=2), axis=(1, 2))
-    num_decoding, num_unread = sums[-2], sums[-1]
+    num_unread = sums[-1]
+    best = budget.best_width(sums[:num_widths], costs)
+    reading = _reading_block(blocks, num_unread, drafts=best > 0)
 
-    too_small = 2 * (totals[num_widths:-1] - judged[-1]).astype(jnp.float32) < num_unread
-    block = jnp.where(
-        num_unread > 0,
-        num_widths + jnp.sum(too_small.astype(jnp.int32)),
-        budget.best_width(sums[:num_widths], costs),
-    )
-    # A row that comes to the end of its prompt is judged too, and has no draft.
-    others = jnp.where(num_unread > 0, num_rows - num_decoding.astype(jnp.int32), 0)
-    return Plan(block, cut(room[block] - others))
+    def cut_for(block: Block) -> Draft | DraftTree:
+        if not has_room_for_drafts(block, rows):
+            return without_room(rows)
+        places = jnp.where(best > 0, block.judged, 0)
+        if block.reads_prompts:  # a row that comes to the end of its prompt is judged too
+            places -= jnp.sum(~rows.decoding)
+        return cut(places)
+
+    return Plan(jnp.where(num_unread > 0, reading, best), cut_for)
+
+
+def _reading_block(blocks: list[Block], num_unread: jax.Array, drafts: jax.Array) -> jax.Array:
+    """int32[] the block for a step that reads some of float32[] prompt tokens.
+
+    Each adds something to the one before it: room for drafts, which is wanted if bool[] `drafts`
+    says so, or more room for prompts, which is wanted if half of what there is to read finds none.
+    """
+    reading = [(number, block) for number, block in enumerate(blocks) if block.reads_prompts]
+    chosen = jnp.full_like(num_unread, reading[0][0], jnp.int32)
+    for (_, shorter), (number, block) in itertools.pairwise(reading):  # in one kernel on a GPU
+        wanted = drafts if block.judged > shorter.judged else jnp.zeros_like(drafts)
+        room = shorter.total - shorter.judged
+        if block.total - block.judged > room:
+            wanted |= 2.0 * room < num_unread
+        chosen = jnp.where(wanted, number, chosen)
+    return chosen
 
 
 def own_counts(rows: Rows, drafted: jax.Array, total: int) -> jax.Array:
@@ -256,21 +298,55 @@ def own_counts(rows: Rows, drafted: jax.Array, total: int) -> jax.Array:
     return jnp.where(rows.decoding, 1, jnp.clip(places - before, 0, unread))
 
 
+def settle(rows: Rows, verified: Verified, stop_tokens: tuple[int, ...]) -> tuple[Rows, Step]:
+    """The rows after the model has read a block, with its cache, and what the step emitted."""
+    counts, draft, path = verified.counts, verified.draft, verified.path
+    emits = rows.emits(counts)
+    accepted, stopped = cut_at_stop(verified.accepted, emits, stop_tokens)
+    lengths = rows.lengths + accepted.length
+    finished = ~rows.idle & (stopped | (emits & (lengths >= rows.limits)))
+    confirmed = jnp.maximum(accepted.length - 1, 0)
+    record = rows.record
+    if path is not None:
+        record = tree_budget.update_record(record, draft, path, confirmed)
+    elif draft.tokens.shape[1] > 0:
+        record = budget.update_record(record, draft, confirmed)
+    after = with_numbers(
+        rows,
+        prompt_lengths=jnp.where(finished, 0, rows.prompt_lengths),
+        read=rows.read + counts + confirmed,
+        lengths=lengths,
+        last=last_token(accepted, rows.last),
+        steps=rows.steps + (accepted.length > 0).astype(jnp.int32),
+        drafted=rows.drafted + draft.length,
+        accepted=rows.accepted + confirmed,
+    )
+    missing = 1 + rows.draft.tokens.shape[1] - accepted.tokens.shape[1]
+    tokens = jnp.pad(accepted.tokens, ((0, 0), (0, missing)), constant_values=DRAFT_FILL)
+    step = Step(tokens, accepted.length, finished, draft.length, confirmed)
+    return dataclasses.replace(after, record=record, cache=verified.cache), step
+
+
 def _share(
     draft: Draft | DraftTree, strain: jax.Array, decoding: jax.Array
 ) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], Any]]:
     """Shares places among the rows, each of which has its last token there if it decodes.
 
     Returns:
-      float32[B, K] the chance that a drafted token holds; int32[B, K] the places with which it is
-      verified; a function that cuts the drafts to int32[] places. The tokens of a chain stay where
-      they are: `length` says how many count.
+      float32[B, K] the chance that a drafted token holds; float32[B, K] the places with which it
+      is verified; a function that cuts the drafts to int32[] places. The tokens of a chain stay
+      where they are: `length` says how many count.
     """
     own = decoding.astype(jnp.int32)
     if isinstance(draft, DraftTree):
         chances = tree_budget.survival(draft, strain)
-        needed = jnp.sum(own) + 1 + tree_budget.rank(chances)
-        return chances, needed, lambda n: tree_budget.keep(draft, (needed <= n) & (chances > 0.0))
+        needed = (jnp.sum(own) + 1 + tree_budget.rank(chances)).astype(jnp.float32)
+
+        def keep(places: jax.Array) -> DraftTree:
+            fits = needed <= places.astype(jnp.float32)
+            return tree_budget.keep(draft, fits & (chances > 0.0))
+
+        return chances, needed, keep
     needed = budget.budget_needed(draft, 1.0 / strain, own)
 
     def cut(places: jax.Array) -> Draft:
@@ -289,24 +365,6 @@ def own_tokens(rows: Rows, width: int) -> jax.Array:
     """int32[B, width] the tokens that the model has not read: of a prompt, or the last one."""
     reading = rows.read < rows.prompt_lengths
     return jnp.where(reading[:, None], unread_tokens(rows, width), rows.last[:, None])
-
-
-def append_tokens(
-    rows: Rows, prompt_counts: jax.Array, emitted: jax.Array, width: int
-) -> jax.Array:
-    """int32[B, width + 1 + K] of each row the prompt tokens that a step read, then its new tokens.
-
-    Args:
-      rows: before the step.
-      prompt_counts: int32[B] prompt tokens that it read.
-      emitted: int32[B, 1 + K].
-      width: static; a step reads no more tokens of a prompt.
-    """
-    column = jnp.arange(width + emitted.shape[1], dtype=jnp.int32)[None]
-    after = jnp.maximum(column - prompt_counts[:, None], 0)
-    new = jnp.take_along_axis(emitted, after, axis=1, mode="clip")
-    read = column < prompt_counts[:, None]
-    return jnp.where(read, unread_tokens(rows, column.size), new)
 
 
 def admit(

@@ -122,7 +122,7 @@ def test_logits_of_the_places_that_are_read():
 
 
 def test_widths():
-    assert WIDTHS == (3, 4, 6, 9, 15, 27, 40)
+    assert WIDTHS == (3, 4, 9, 18, 39, 40)
     assert DECODER.widths(3, drafts=False) == (3,)
     assert dataclasses.replace(DECODER, budget=1024).widths(3)[-1] == 3 * 33
     assert dataclasses.replace(DECODER, budget=3).widths(3) == (3,)
@@ -137,8 +137,56 @@ def forced(index, other=np.inf):
 def test_costs_choose_the_width_and_never_the_answers(index):
     done = decode(costs=forced(index))
     assert_plain(done)
-    if index == 0:  # the drafts are those beside prompts
-        assert (done.drafted < decode(costs=FORCED).drafted).any()
+    assert (int(done.drafted.sum()) > 0) == (index > 0)  # nor are any verified beside prompts
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CountingCache:
+    """Rows' tokens, and int32[M] the steps of each of `BLOCKS`."""
+
+    rows: packed_model.RowCache
+    steps: jax.Array
+
+
+BLOCKS = (3, 3 + 128, 9 + 128, 1024)
+"""Without prompts and drafts; of those with prompts, without drafts, with them, and the longest."""
+
+
+def counting_model(params, tokens, rows, positions, cache):
+    logits, written = packed_model.model(params, tokens, rows, positions, cache.rows)
+    is_block = [block == tokens.size for block in BLOCKS]
+    return logits, CountingCache(written, cache.steps + jnp.asarray(is_block, jnp.int32))
+
+
+@pytest.mark.parametrize(
+    ("width", "drafts", "expected"),
+    [
+        (P, True, [True, True, True, False]),
+        (P, False, [True, True, False, False]),
+        (200, True, [True, False, True, True]),
+        (200, False, [True, True, False, True]),
+    ],
+)
+def test_prompts_are_read_in_the_block_that_suits(width, drafts, expected):
+    """Three rows read at once at first, and one by one later."""
+    decoder = dataclasses.replace(DECODER, model=counting_model, budget=1024)
+    limits = ALL.at[:3].set(jnp.asarray([5, 10, 15], jnp.int32))
+    lengths = LENGTHS + width - P
+    prompts = jnp.pad(PROMPTS, ((0, 0), (width - P, 0)), constant_values=7)
+    costs = jnp.ones(len(decoder.widths(3)), jnp.float32)
+    done = decode(
+        decoder,
+        prompts=prompts,
+        prompt_lengths=lengths,
+        limits=limits,
+        cache=CountingCache(packed_model.row_cache(3, width + G), jnp.zeros(4, jnp.int32)),
+        state=jax_sa.init(3, width + G),
+        costs=costs if drafts else costs.at[1:].set(jnp.inf),
+    )
+    assert answers(done) == all_greedy(prompts, lengths, limits, (STOP,))
+    assert (done.cache.steps > 0).tolist() == expected
+    assert int(done.drafted.sum() > 0) == drafts
 
 
 @pytest.mark.parametrize("cost", [0.0, -1.0, np.nan, np.inf])
@@ -299,8 +347,8 @@ def calibrate(decoder=DECODER, cache="few-pages", **changed):
 def test_calibration_measures_every_width():
     seen = []
     measured = calibrate(on_progress=lambda done, total: seen.append((done, total)))
-    assert measured.costs.shape == (7,) and (measured.costs > 0).all()
-    assert seen == [(i, 7) for i in range(1, 8)]
+    assert measured.costs.shape == (6,) and (measured.costs > 0).all()
+    assert seen == [(i, 6) for i in range(1, 7)]
     done = decode(cache=measured.cache, state=measured.state, costs=measured.costs)
     assert_plain(done)
 
@@ -365,8 +413,8 @@ def sampling(**options):
         ({"rows": 4}, ValueError, "state: expected 4 slots, got 3"),
         ({"rows": 4, "state": None}, ValueError, "cache.block_table: expected 5 slots, got 4"),
         ({"state": {}}, TypeError, "state: expected a jax_sa.State"),
-        ({"costs": FORCED[:3]}, ValueError, r"costs: expected float32\[7,\], got float32\[3\]"),
-        ({"costs": [1.0]}, TypeError, r"costs: expected float32\[7,\], got list"),
+        ({"costs": FORCED[:3]}, ValueError, r"costs: expected float32\[6,\], got float32\[3\]"),
+        ({"costs": [1.0]}, TypeError, r"costs: expected float32\[6,\], got list"),
         ({"sampling": 0.7}, TypeError, "sampling: expected a jax_sa.Sampling"),
         (
             {"sampling": sampling(temperature=jnp.ones(3, jnp.float32))},
