@@ -15,6 +15,7 @@ from packed_model import all_greedy, answers
 from toy_model import TABLE, VOCABULARY
 
 import jax_sa
+from jax_sa import packed_queue
 from jax_sa._branches import BRANCHES_COPY
 
 PARAMS = jnp.asarray(TABLE)
@@ -137,6 +138,30 @@ def test_a_step_is_one_cuda_graph(h100, tmp_path):
     )
     assert test_gpu_program.captured_calls(tmp_path, "kConditional") == {True}
     assert test_gpu_program.captured_calls(tmp_path, "kWhile") == {False}
+
+
+@pytest.mark.skipif(BRANCHES_COPY, reason="jax before 0.11.2 has loops in place of branches")
+@pytest.mark.parametrize("drafts", ["automata", None])
+def test_a_step_of_one_row_is_one_cuda_graph(h100, tmp_path, drafts):
+    """XLA makes none of fewer than five kernels, unless told to. Of `generate` outside of jit."""
+
+    def arguments():
+        cache = packed_model.row_cache(1, LARGE)
+        state = jax_sa.init(1, 2 * LARGE) if drafts else None
+        limits, prompts = jnp.full(9, 16, jnp.int32), jnp.zeros((9, 32), jnp.int32)
+        queue = packed_queue.make_queue(limits, limits, capacity=LARGE, max_prompt=32)
+        rows = IN_PLACE._idle_rows(cache, state, None, prompts, jnp.zeros(1, jnp.int32))
+        work, queue = packed_queue.begin(rows, queue, 16)
+        costs = jnp.ones(len(IN_PLACE.widths(1, drafts=drafts is not None)), jnp.float32)
+        return PARAMS, queue, work, costs, jnp.zeros((), jnp.int32)
+
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=h100),
+        jax.eval_shape(arguments),
+    )
+    lowered = jax_sa.PackedDecoder._run.lower(IN_PLACE, *shapes)
+    lowered.compile(compiler_options={"xla_dump_to": str(tmp_path)})
+    assert test_gpu_program.captured_calls(tmp_path, "kConditional") == {True}
 
 
 @pytest.mark.skipif(BRANCHES_COPY, reason="jax before 0.11.2 has loops in place of branches")
