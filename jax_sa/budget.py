@@ -167,13 +167,13 @@ def lengths_within(needed: jax.Array, budget: jax.Array) -> jax.Array:
 
 
 def expected_tokens(survival: jax.Array, verified: jax.Array) -> jax.Array:
-    """float32[W] drafted tokens that are expected to hold, for each of W ways to cut the drafts.
+    """float32[W, B] drafted tokens that are expected to hold, for each of W ways to cut the drafts.
 
     Args:
       survival: float32[B, K], as `survival` gives it.
       verified: bool[W, B, K] the tokens that are verified.
     """
-    return jnp.sum(jnp.where(verified, survival[None], 0.0), axis=(1, 2))
+    return jnp.sum(jnp.where(verified, survival[None], 0.0), axis=2)
 
 
 def best_width(tokens: jax.Array, costs: jax.Array) -> jax.Array:

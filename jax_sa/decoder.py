@@ -60,8 +60,9 @@ from jax_sa.verify import (
 from jax_sa.verify_tree import accept_tree_greedy, accept_tree_sampled
 
 SLOWEST_FIRST = 4
-"""The power of a row's share of the new tokens still to come, by which it counts when a width is
-chosen. A batch lasts as long as its slowest row: rows that are far ahead hardly matter."""
+"""A batch lasts as long as its slowest row. Of the steps that its rows still need, the norm of this
+power stands for the most when a width is chosen: rows that are far ahead hardly matter, nor does
+what one row would save where others would save nothing."""
 
 
 class NeuralDrafter(NamedTuple):
@@ -714,7 +715,7 @@ class Decoder(DraftOptions):
         draft, strain = generation.draft, generation.record.strain()
         left = jnp.where(generation.finished, 0, generation.limits - generation.lengths)
         most = jnp.maximum(jnp.max(left), 1).astype(jnp.float32)
-        weight = (left.astype(jnp.float32) / most) ** SLOWEST_FIRST
+        share = left.astype(jnp.float32) / most
         max_new_tokens = generation.tokens.shape[1]
         costs = jnp.where(widths < max_new_tokens, costs, jnp.inf)
         if isinstance(draft, DraftTree):
@@ -726,8 +727,9 @@ class Decoder(DraftOptions):
             chances = budget.survival(draft, strain)
             place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
             chosen = place[None] < widths[:, None, None]
-        held = budget.expected_tokens(weight[:, None] * chances, chosen)
-        index = budget.best_width(jnp.sum(weight) + held, costs)
+        steps = share[None] / (1.0 + budget.expected_tokens(chances, chosen))
+        norm = jnp.sum(steps**SLOWEST_FIRST, axis=1) ** (1.0 / SLOWEST_FIRST)
+        index = budget.best_width(1.0 / jnp.maximum(norm, 1e-6), costs)
         if isinstance(draft, DraftTree):
             return index, tree_budget.keep(draft, chosen[index] & (chances > 0.0))
         return index, budget.cut_draft(draft, widths[index])

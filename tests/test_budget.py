@@ -137,8 +137,9 @@ def test_expected_tokens_sum_what_is_verified():
     lengths = [[0, 0], [2, 3], [8, 8]]
     verified = np.arange(8) < np.asarray(lengths)[..., None]
     got = budget.expected_tokens(jnp.asarray(chances), jnp.asarray(verified))
-    for value, (a, b) in zip(got, lengths, strict=True):
-        assert math.isclose(value, chances[0, :a].sum() + chances[1, :b].sum(), rel_tol=1e-6)
+    for values, of_rows in zip(got, lengths, strict=True):
+        for row, length in enumerate(of_rows):
+            assert math.isclose(values[row], chances[row, :length].sum(), rel_tol=1e-6)
 
 
 def test_the_record_tells_rows_whose_drafts_fail():

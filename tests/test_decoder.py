@@ -1,5 +1,6 @@
 """Generations are those of plain greedy decoding, in fewer steps, in one program, in place."""
 
+import dataclasses
 import functools
 import inspect
 
@@ -267,6 +268,37 @@ def test_costs_choose_the_width_and_never_the_tokens(mode, index):
         assert done.tokens[row].tolist() == expected
     assert (done.drafted <= widths[index] * done.steps).all()
     assert bool(done.drafted.any()) == (widths[index] > 0)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "limits", "drafts"),
+    [
+        ([8, 8], [50, 50], True),
+        ([8, 0], [50, 50], False),  # the other takes as long as ever
+        ([8, 0], [50, 10], True),
+        ([8, 0], [10, 50], False),
+    ],
+)
+def test_drafts_are_verified_where_the_slowest_row_gains(lengths, limits, drafts):
+    """A wide step costs twice as much; drafts of a long match hold nearly always."""
+    decoder = jax_sa.Decoder(toy_model.model, max_draft=MAX_DRAFT)
+    generation = decoder.init(
+        *(PARAMS, PROMPTS, jnp.full(2, 3, jnp.int32), toy_model.init_cache(2, 128)),
+        max_new_tokens=50,
+        state=jax_sa.init(2, 128),
+        limits=jnp.asarray(limits, jnp.int32),
+    )
+    draft = jax_sa.Draft(
+        tokens=jnp.ones((2, MAX_DRAFT), jnp.int32),
+        length=jnp.asarray(lengths, jnp.int32),
+        match_length=jnp.full(2, 30, jnp.int32),
+        match_end=jnp.full(2, 30, jnp.int32),
+        source=jnp.full(2, jax_sa.Source.OWN, jnp.int32),
+    )
+    generation = dataclasses.replace(generation, draft=draft)
+    costs = jnp.full(len(decoder.widths()), 2.0, jnp.float32).at[0].set(1.0)
+    generation, _ = decoder.step(PARAMS, generation, costs=costs)
+    assert bool(generation.drafted.any()) == drafts
 
 
 ONE_AHEAD = toy_model.drafter(1)
