@@ -541,8 +541,7 @@ class PackedDecoder(DraftOptions):
     def _blocks(self, rows: Rows) -> list[Block]:
         """The blocks to compile: one for each width, then those that read prompts, as they grow.
 
-        Of these, the first has no room for drafts. The others, and the last one, which is as long
-        as can be, do.
+        Of these, the first has no room for drafts, and the last is as long as the budget allows.
         """
         (count,) = rows.prompt_lengths.shape
         widths = self.widths(count, drafts=rows.state is not None)
