@@ -807,12 +807,13 @@ def test_texts_in_a_pool_come_again_in_fewer_steps(mode):
 
 def test_rows_see_their_group_of_the_pool():
     prompts, lengths = random_prompts(1, [4, 9, 17])
-    first = generate(prompts, lengths, 60, automaton=True)
+    options = {"automaton": True, "costs": jnp.ones(5, jnp.float32)}  # every draft is verified
+    first = generate(prompts, lengths, 60, **options)
     pool = pool_of(first, groups=jnp.asarray([1, 1, 0], jnp.int32), num_groups=2)
     steps = {}
     for group in (1, 0, -1):
         groups = jnp.full(3, group, jnp.int32)
-        again = generate(prompts, lengths, 60, automaton=True, pool=pool, groups=groups)
+        again = generate(prompts, lengths, 60, pool=pool, groups=groups, **options)
         assert_greedy(again, prompts, lengths, [60] * 3)
         steps[group] = again.steps.tolist()
     assert steps[-1] == first.steps.tolist()
