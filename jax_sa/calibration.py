@@ -56,11 +56,6 @@ class _Stopwatch:
         taken, done = self._advance(costs, steps)
         if done < steps:
             self.work = self.restart(self.work)
-            # Not timed: on other buffers than before, a GPU's graph has to be made anew.
-            self._advance(costs, 1)
-            taken, done = self._advance(costs, steps)
-        if done == 0 < steps:  # what there is to do is a single step
-            self.work = self.restart(self.work)
             taken, done = self._advance(costs, steps)
         if done < steps:
             if done == 0:

@@ -56,7 +56,6 @@ from jax_sa.packed_rows import (
     row_capacity,
     settle,
     unread_tokens,
-    without_room,
 )
 from jax_sa.packing import pack
 from jax_sa.pool import Pool, check_pool
@@ -70,8 +69,8 @@ from jax_sa.verify_tree import accept_tree_greedy, accept_tree_sampled
 
 WIDTHS = (1.0, 1.5, 3.0, 6.0, 13.0, 33.0)
 """Tokens a row, on average, for which a step that reads no prompt is compiled. On a GPU each block
-adds 0.3 % to every step of a small model, as the graph of a step holds them all, and more widths
-won nothing on recorded responses."""
+adds to every step's time, since the graph of a step holds them all, and more widths won nothing on
+recorded responses."""
 
 MAX_DRAFTED = 512
 """Drafted tokens that any of these steps verifies at most."""
@@ -252,7 +251,7 @@ class PackedDecoder(DraftOptions):
         if sampling is not None:
             sampling = check_sampling(sampling, prompts.shape[0])
         _check_pool(state, pool, groups, prompts.shape[0])
-        draft = no_drafts(rows, 0 if state is None else self.max_draft)
+        draft = no_drafts(request, 0 if state is None else self.max_draft)
         if state is not None and self.tree_nodes is not None:
             draft = no_trees(rows, self.tree_nodes)
         return idle_rows(cache, state, sampling, prompts, request, draft, pool, groups)
@@ -632,7 +631,7 @@ class PackedDecoder(DraftOptions):
         if callable(logits):
             logits = logits(row)
         logits = self._adjust(logits, flat, None, rows)
-        draft = without_room(rows)
+        draft = no_drafts(rows.last, 0)
         accepted = self._accept(rows, draft, logits[:, None], key, None)
         return Verified(accepted, decoding.astype(jnp.int32), draft, None, cache)
 

@@ -219,15 +219,13 @@ def with_numbers(rows: Rows, **changed: jax.Array) -> Rows:
     return dataclasses.replace(rows, numbers=jnp.stack(list(columns.values()), axis=1))
 
 
-def no_drafts(rows: int, max_draft: int) -> Draft:
-    """Drafts without tokens."""
-    return Draft(jnp.zeros((rows, max_draft), jnp.int32), jnp.zeros(rows, jnp.int32))
+def no_drafts(like: jax.Array, max_draft: int) -> Draft:
+    """Drafts without tokens, for as many rows as int32[B] `like` has.
 
-
-def without_room(rows: Rows) -> Draft:
-    """Drafts for a block that has no room for any; inside shard_map they vary as the rows do."""
-    none = jnp.zeros_like(rows.last)
-    return Draft(jnp.zeros_like(none[:, None][:, :0]), none)
+    Inside shard_map they vary as it does.
+    """
+    none = jnp.zeros_like(like)
+    return Draft(jnp.broadcast_to(none[:, None], (none.size, max_draft)), none)
 
 
 def has_room_for_drafts(block: Block, rows: Rows) -> bool:
@@ -260,7 +258,7 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
 
     def cut_for(block: Block) -> Draft | DraftTree:
         if not has_room_for_drafts(block, rows):
-            return without_room(rows)
+            return no_drafts(rows.last, 0)
         places = jnp.where(best > 0, block.judged, 0)
         if block.reads_prompts:  # a row that comes to the end of its prompt is judged too
             places -= jnp.sum(~rows.decoding)

@@ -9,19 +9,16 @@ from jax_sa import calibration
 class Work:
     """Steps that each width can do before its work ends, and a clock that they advance.
 
-    A call takes `call` seconds more, and `idle` seconds more still if it does no step. The first
-    one with steps after a restart takes `fresh` seconds more.
+    A call takes `call` seconds more, and `idle` seconds more still if it does no step.
     """
 
-    def __init__(self, monkeypatch, lengths, seconds, call=0.0, idle=0.0, fresh=0.0):
+    def __init__(self, monkeypatch, lengths, seconds, call=0.0, idle=0.0):
         self.lengths, self.seconds, self.call, self.idle = lengths, seconds, call, idle
-        self.fresh, self.is_fresh = fresh, True
         self.now, self.restarts = 0.0, 0
         monkeypatch.setattr(calibration.time, "perf_counter", lambda: self.now)
 
     def restart(self, left):
         self.restarts += 1
-        self.is_fresh = True
         return max(self.lengths)
 
     def advance(self, left, costs, steps):
@@ -29,9 +26,6 @@ class Work:
         left = min(left, self.lengths[width])
         done = min(steps, left)
         self.now += self.call + (done * self.seconds[width] if done else self.idle)
-        if done and self.is_fresh:
-            self.now += self.fresh
-            self.is_fresh = False
         return left - done, done
 
     def measure(self, on_progress=lambda done, total: None):
@@ -54,17 +48,9 @@ def test_seconds_of_a_step(monkeypatch, lengths, seconds, call):
 @pytest.mark.parametrize("idle", [-1e-3, 1e-3])
 def test_a_call_without_a_step_misjudges_all_widths_alike(monkeypatch, idle):
     """A wide step writes more tokens, so that its text ends after fewer of them."""
-    work = Work(monkeypatch, [200, 50, 7], [1.0e-3, 1.1e-3, 1.2e-3], call=2e-3, idle=idle)
+    work = Work(monkeypatch, [200, 50, 6], [1.0e-3, 1.1e-3, 1.2e-3], call=2e-3, idle=idle)
     costs = work.measure()
     assert (costs / costs[0]).tolist() == pytest.approx([1.0, 1.1, 1.2], abs=0.05)
-
-
-@pytest.mark.parametrize("lengths", [[200, 12], [40, 40], [9, 2]], ids=str)
-def test_the_first_call_after_a_restart_is_not_timed(monkeypatch, lengths):
-    """A GPU's graph is made anew for other buffers, which may take longer than all of its steps."""
-    work = Work(monkeypatch, lengths, [1.0e-3, 1.1e-3], fresh=0.03)
-    costs = work.measure()
-    assert float(costs[1] / costs[0]) == pytest.approx(1.1, abs=0.05)
 
 
 def test_work_without_a_step_is_an_error(monkeypatch):
