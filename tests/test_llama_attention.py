@@ -62,12 +62,11 @@ def make_block(name, shared, keys, *, width=None, tree=None):
     block = attention.make_block(rows, positions, jnp.asarray(TABLE), memory, shared, tree=tree)
     if width is None:
         return block
-    index = jnp.arange(rows.size, dtype=jnp.int32)
     is_valid = (rows >= 0) & (rows < len(TABLE))
     most = min(rows.size, len(TABLE))
     most += (rows.size - most) // width
-    firsts, tile = attention._tiles(rows, is_valid, index, width, most)
-    return dataclasses.replace(block, firsts=firsts, tile=tile, width=width)
+    tiles, tile = attention._tiles(rows, positions, is_valid, width, most)
+    return dataclasses.replace(block, tiles=tiles, tile=tile, width=width)
 
 
 def expected(name, q, keys, values, layer, hidden=None):

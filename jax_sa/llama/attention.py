@@ -57,8 +57,9 @@ class Block:
     """int32[T] where each token is written; N or more: nowhere."""
     place: jax.Array
     """int32[T] in that page."""
-    firsts: jax.Array
-    """int32[I] the first token of each tile; T for a tile without tokens."""
+    tiles: jax.Array
+    """int32[I, 4] of each tile its first token, how many it has, their row, and how many places of
+    that row they see. All 0 for a tile without tokens. One array, which one kernel writes."""
     tile: jax.Array
     """int32[T] of each token; means nothing for padding."""
     tree: jax_sa.TreeBlock | None
@@ -113,14 +114,14 @@ def make_block(
     # Each row has one tile, and one more for every W tokens beyond its first.
     most = min(index.size, num_rows)
     most = most * -(-mean // width) if is_dense else most + (index.size - most) // width
-    firsts, tile = _tiles(rows, is_valid, index, width, most)
+    tiles, tile = _tiles(rows, positions, is_valid, width, most)
     return Block(
         rows=rows,
         positions=positions,
         pages=pages,
         page=jnp.where(nowhere, num_pages + index, page),  # no two the same: see `_write`
         place=positions % size,
-        firsts=firsts,
+        tiles=tiles,
         tile=tile,
         tree=tree,
         width=width,
@@ -129,15 +130,20 @@ def make_block(
 
 
 def _tiles(
-    rows: jax.Array, is_valid: jax.Array, index: jax.Array, width: int, most: int
+    rows: jax.Array, positions: jax.Array, is_valid: jax.Array, width: int, most: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`firsts` int32[most] and `tile` of a block."""
-    is_new = jnp.concatenate([jnp.ones(1, bool), rows[1:] != rows[:-1]])
-    start = jax.lax.cummax(jnp.where(is_new, index, 0))
-    begins = is_valid & ((index - start) % width == 0)
+    """`tiles` int32[most, 4] and `tile` of a block."""
+    index = jnp.arange(rows.size, dtype=jnp.int32)
+    differs, one = rows[1:] != rows[:-1], jnp.ones(1, bool)
+    start = jax.lax.cummax(jnp.where(jnp.concatenate([one, differs]), index, 0))
+    nth = (index - start) % width
+    begins = is_valid & (nth == 0)
     tile = jnp.cumsum(begins, dtype=jnp.int32) - 1
-    firsts = jnp.full(most, index.size, jnp.int32)
-    return firsts.at[jnp.where(begins, tile, most)].set(index, mode="drop"), tile
+    # The last token of a tile, which sees the most, tells of it.
+    is_last = is_valid & (jnp.concatenate([differs, one]) | (nth == width - 1))
+    of_tile = jnp.stack([index - nth, nth + 1, rows, positions + 1], axis=1)
+    tiles = jnp.zeros((most, of_tile.shape[1]), jnp.int32)
+    return tiles.at[jnp.where(is_last, tile, most)].set(of_tile, mode="drop"), tile
 
 
 def cached_attention(block: Block, mesh: Mesh | None) -> Attend:
@@ -236,11 +242,11 @@ def plain_attention(
     It goes over the places of all rows chunk by chunk, up to the last that any token sees, and
     keeps a running maximum and sum of each softmax (Milakov and Gimelshein 2018).
     """
-    tokens = block.firsts[:, None] + jnp.arange(block.width, dtype=jnp.int32)[None]
+    firsts, rows = block.tiles[:, 0], block.tiles[:, 2]
+    tokens = firsts[:, None] + jnp.arange(block.width, dtype=jnp.int32)[None]
     tokens = jnp.minimum(tokens, q.shape[0] - 1)
     # [I, G, R, W, H]: the query heads of a group are rows of one product.
     queries = jnp.transpose(q[tokens], (0, 2, 3, 1, 4))
-    rows = block.rows[tokens[:, 0]]
     width = _chunk_width(keys.shape[3], block)
 
     def visit(i: jax.Array, carry: tuple) -> tuple:
@@ -273,7 +279,7 @@ def plain_attention(
     out, _, total = jax.lax.fori_loop(0, last // width + 1, visit, start)
     out = jnp.transpose(out / total, (0, 3, 1, 2, 4)).astype(q.dtype)
     index = jnp.arange(q.shape[0], dtype=jnp.int32)
-    return out.at[block.tile, index - block.firsts[block.tile]].get(mode="clip")
+    return out.at[block.tile, index - firsts[block.tile]].get(mode="clip")
 
 
 def _is_seen(place: jax.Array, tokens: jax.Array, block: Block) -> jax.Array:

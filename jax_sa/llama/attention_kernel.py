@@ -25,9 +25,11 @@ KEY_BYTES = 16384
 """Bytes of a block of keys at most: two of keys and two of values fit every GPU's shared memory."""
 WARPS = 4
 STAGES = 2
-PROGRAMS = 2048
-"""A tile is shared until there are so many programs: a few for each multiprocessor of a GPU."""
+PROGRAMS = 256
+"""A tile is shared until there are so many programs: two for each multiprocessor of a GPU."""
 MOST_PARTS = 8
+MOST_BLOCKS = 8
+"""Blocks of keys of a program: for more, a tile is shared even so, if not in too many parts."""
 WORD = 32
 """Nodes of a tree whose bits are one int32."""
 LOW = -1e30
@@ -69,10 +71,9 @@ def paged_attention(
       interpret: whether to compute it without a GPU, slowly.
     """
     total, groups, shared, head_dim = q.shape
-    tiles = block.firsts.shape[0]
+    tiles = block.tiles.shape[0]
     if parts is None:
-        most = -(-block.pages.shape[1] * keys.shape[3] // _keys_of_a_block(keys))
-        parts = max(1, min(MOST_PARTS, most, PROGRAMS // (tiles * groups)))
+        parts = _num_parts(tiles * groups, block.pages.shape[1] * keys.shape[3], keys)
     whole = parts == 1
     of_rows = (total, groups, shared)
     shapes = [jax.ShapeDtypeStruct((parts, *of_rows, head_dim), q.dtype if whole else jnp.float32)]
@@ -88,8 +89,15 @@ def paged_attention(
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
         interpret=interpret,
         name="paged_attention",
-    )(layer[None], block.firsts, block.rows, block.positions, block.pages, q, keys, values, *tree)
+    )(layer[None], block.tiles, block.positions, block.pages, q, keys, values, *tree)
     return found[0][0] if whole else _join(*found).astype(q.dtype)
+
+
+def _num_parts(programs: int, places: int, keys: jax.Array) -> int:
+    """P, where so many programs are there anyway, for rows of so many places at most."""
+    blocks = pl.cdiv(places, _keys_of_a_block(keys))
+    wanted = max(PROGRAMS // programs, pl.cdiv(blocks, MOST_BLOCKS))
+    return min(wanted, blocks, MOST_PARTS)
 
 
 def _keys_of_a_block(keys: jax.Array) -> int:
@@ -105,7 +113,7 @@ def _join(out: jax.Array, highest: jax.Array, total: jax.Array) -> jax.Array:
 
 
 def _kernel(
-    layer_ref, firsts_ref, rows_ref, positions_ref, pages_ref, q_ref, k_ref, v_ref, *refs,
+    layer_ref, tiles_ref, positions_ref, pages_ref, q_ref, k_ref, v_ref, *refs,
     width, parts, has_tree,
 ):  # fmt: skip
     tree, (out_ref, *found) = (refs[:2], refs[2:]) if has_tree else ((), refs)
@@ -113,15 +121,12 @@ def _kernel(
     num_pages, size = k_ref.shape[1], k_ref.shape[3]
     max_pages = pages_ref.shape[1]
     group, part, layer = pl.program_id(1), pl.program_id(2), layer_ref[0]
-    first = firsts_ref[pl.program_id(0)]
-    row = rows_ref[jnp.minimum(first, total - 1)]
+    first, count, row, num_places = (tiles_ref[pl.program_id(0), column] for column in range(4))
 
     line = jnp.arange(max(16, pl.next_power_of_2(width * shared)), dtype=jnp.int32)
     member, head = line // shared, line % shared
-    token = jnp.minimum(first + member, total - 1)
-    is_in = (first + member < total) & (member < width)
-    is_in &= triton.load(rows_ref.at[token]) == row
-    position = jnp.where(is_in, triton.load(positions_ref.at[token]), -1)
+    token, is_in = first + member, member < count
+    position = triton.load(positions_ref.at[token], mask=is_in, other=-1)
     is_seen = _is_seen(*tree, token, is_in) if tree else lambda place: place <= position[:, None]
     # An array for every axis of what is read: a slice is not possible in all modes of Pallas.
     lane = jnp.arange(head_dim, dtype=jnp.int32)[None]
@@ -130,7 +135,6 @@ def _kernel(
     )
 
     keys = _keys_of_a_block(k_ref)
-    num_places = jnp.max(position) + 1
     num_blocks = (num_places + keys - 1) // keys
     share = (num_blocks + parts - 1) // parts
     scale = math.log2(math.e) / math.sqrt(head_dim)  # powers of two are what the chip has
@@ -169,7 +173,6 @@ def _kernel(
     )
     if not found:
         out = out / sums[:, None]
-    token = first + member  # not the last token again, not even where nothing is stored
     at = (part, token[:, None], group, head[:, None], lane)
     triton.store(out_ref.at[at], out.astype(out_ref.dtype), mask=is_in[:, None])
     for ref, value in zip(found, (highest * math.log(2), sums), strict=False):
