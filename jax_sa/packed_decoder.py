@@ -51,6 +51,7 @@ from jax_sa.packed_rows import (
     no_drafts,
     own_counts,
     own_tokens,
+    plain_plan,
     plan_step,
     release,
     row_capacity,
@@ -79,8 +80,12 @@ READING_WIDTH = 3.0
 """Tokens a row, on average, beside the prompt tokens of a step that reads prompts."""
 
 FEW_ROWS = 16
-"""So few rows seldom end: they have a loop of their own until one does, whose steps look for no
-prompts. With more, the two loops would cost more than that: each asks the host whether to go on."""
+"""So few rows seldom end: the loop is left to refill them, and its steps look for no prompts. Of
+more rows one ends at nearly every step, and to leave the loop, the host is asked."""
+
+PATIENCE = 4
+"""After so many steps of plain decoding, one after the other, those that follow are a loop of their
+own, whose steps have no other blocks. To change from loop to loop, the host is asked."""
 
 CALIBRATION_PROMPT = 32
 """Tokens that `calibrate` reads of a prompt at most."""
@@ -339,29 +344,44 @@ class PackedDecoder(DraftOptions):
     ) -> Work:
         """Goes on until all is done, or for so many calls of the model."""
         last = work.calls + jnp.minimum(max_calls, INT32_MAX - work.calls)
+        blocks = self._blocks(work.rows)
 
-        def step(work: Work) -> tuple[Work, jax.Array]:
-            rows, emitted = self._step(params, work.rows, costs)
+        def plan(work: Work) -> Plan:
+            return plan_step(work.rows, blocks, costs)
+
+        def step(work: Work, plan: Plan) -> tuple[Work, jax.Array]:
+            rows, emitted = self._step(params, work.rows, plan)
             return note(work, rows, emitted), emitted.finished
 
-        def steps(work: Work) -> Work:
-            """Until a row ends for which a prompt waits."""
+        def any_step(work: Work, ended: jax.Array, calm: jax.Array) -> tuple:
+            del ended  # idle rows were given prompts since
+            planned = plan(work)
+            work, ended = step(work, planned)
+            calm = jnp.where((planned.block == 0) & ~jnp.any(ended), calm + 1, 0)
+            if ended.size <= FEW_ROWS:
+                stays = is_settled(work, queue, last, ended)
+            else:
+                work = refill(work, queue, ended)
+                stays, ended = goes_on(work, queue, last), jnp.zeros_like(ended)
+            return stays & (calm < PATIENCE), work, ended, calm
 
-            def body(carry: tuple[Work, jax.Array]) -> tuple[Work, jax.Array]:
-                work, ended = step(carry[0])
-                return work, is_settled(work, queue, last, ended)
+        def stays_plain(work: Work, ended: jax.Array) -> jax.Array:
+            return is_settled(work, queue, last, ended) & (plan(work).block == 0)
 
-            settled = is_settled(work, queue, last, jnp.zeros_like(work.rows.idle))
-            return jax.lax.while_loop(lambda carry: carry[1], body, (work, settled))[0]
+        def plain_step(work: Work, ended: jax.Array) -> tuple:
+            del ended  # none for which a prompt waits
+            work, ended = step(work, plain_plan(work.rows, blocks[0]))
+            return stays_plain(work, ended), work, ended
 
-        def body(carry: tuple[Work, jax.Array]) -> tuple[Work, jax.Array]:
-            work = refill(carry[0], queue)
-            work = steps(work) if work.rows.idle.size <= FEW_ROWS else step(work)[0]
-            return work, goes_on(work, queue, last)
+        def steps(work: Work, ended: jax.Array) -> tuple:
+            work = refill(work, queue, ended)
+            none, calm = jnp.zeros_like(ended), jnp.zeros_like(work.calls)
+            work, ended, _ = _repeat(any_step, goes_on(work, queue, last), work, none, calm)
+            work, ended = _repeat(plain_step, stays_plain(work, ended), work, ended)
+            return goes_on(work, queue, last), work, ended
 
-        # The conditions are carried: on a GPU, what a condition computes is not in a step's graph.
-        carry = (work, goes_on(work, queue, last))
-        return jax.lax.while_loop(lambda carry: carry[1], body, carry)[0]
+        ended = jnp.ones_like(work.rows.idle)
+        return _repeat(steps, goes_on(work, queue, last), work, ended)[0]
 
     def calibrate(
         self,
@@ -507,7 +527,8 @@ class PackedDecoder(DraftOptions):
         Raises:
           ValueError, TypeError: at trace time, for wrong costs.
         """
-        return self._step(params, rows, self._costs(costs, rows.limits.size, rows.state))
+        costs = self._costs(costs, rows.limits.size, rows.state)
+        return self._step(params, rows, plan_step(rows, self._blocks(rows), costs))
 
     def _costs(self, costs: Any, rows: int, state: AnyState | None) -> jax.Array:
         """The costs given, checked, or else an estimate."""
@@ -517,15 +538,14 @@ class PackedDecoder(DraftOptions):
         check_array("costs", costs, jnp.float32, (len(widths),))
         return costs
 
-    def _step(self, params: Any, rows: Rows, costs: jax.Array) -> tuple[Rows, Step]:
+    def _step(self, params: Any, rows: Rows, plan: Plan) -> tuple[Rows, Step]:
         sampling, key = rows.sampling, None
         if sampling is not None:
             next_key, key = jax.random.split(sampling.key)
             sampling = dataclasses.replace(sampling, key=next_key)
-        blocks = self._blocks(rows)
-        plan = plan_step(rows, blocks, costs)
         branches = [
-            functools.partial(self._run_block, block, params, rows, plan, key) for block in blocks
+            functools.partial(self._run_block, block, params, rows, plan, key)
+            for block in plan.blocks
         ]
         changing = {name: getattr(rows, name) for name in CHANGED_BY_BLOCK}
         step, changed = run_branch(plan.block, branches, changing)
@@ -535,6 +555,8 @@ class PackedDecoder(DraftOptions):
         if self.inserts != "nothing":
             responses_only = self.inserts == "response"
             pool = insert_texts(rows, state, step.finished, responses_only=responses_only)
+            # Whatever updates the state comes after: XLA would copy it to be free to do both.
+            state, pool = jax.lax.optimization_barrier((state, pool))
         return dataclasses.replace(after, state=state, draft=draft, pool=pool), step
 
     def _blocks(self, rows: Rows) -> list[Block]:
@@ -709,6 +731,15 @@ def _admit(
 
 
 _release = jax.jit(release, donate_argnames="rows")
+
+
+def _repeat(body: Callable[..., tuple], goes_on: jax.Array, *carry: Any) -> tuple:
+    """The carry after `goes_on, *carry = body(*carry)`, as long as bool[] `goes_on`.
+
+    The condition is carried: on a GPU, what a condition computes is not in a step's graph.
+    """
+    first = (goes_on, *carry)
+    return jax.lax.while_loop(lambda all_: all_[0], lambda all_: body(*all_[1:]), first)[1:]
 
 
 @jax.jit

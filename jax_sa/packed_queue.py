@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_sa._branches import run_branch
 from jax_sa._shard_map import vary, varying_axes
-from jax_sa.packed_rows import Rows, Step, admit, can_fit, free_pages
+from jax_sa.packed_rows import CHANGED_BY_ADMISSION, Rows, Step, admit, can_fit, free_pages
 from jax_sa.pool import Pool
 from jax_sa.prompts import to_lists
 from jax_sa.state import AnyState
@@ -128,7 +129,7 @@ def goes_on(work: Work, queue: Queue, last: jax.Array) -> jax.Array:
 
 
 def is_settled(work: Work, queue: Queue, last: jax.Array, ended: jax.Array) -> jax.Array:
-    """bool[] whether it goes on with the rows as they are: none must be refilled.
+    """bool[] whether it goes on with the rows as they are: no prompt waits for one that has ended.
 
     Args:
       work: as it is now.
@@ -136,28 +137,48 @@ def is_settled(work: Work, queue: Queue, last: jax.Array, ended: jax.Array) -> j
       last: int32[] calls of the model at most.
       ended: bool[B] rows that have ended since idle rows were given prompts.
     """
-    must_refill = ended & (work.begun < queue.count)
+    waited_for = ended & (work.begun < queue.count)
     at_work = jnp.where(work.rows.idle, 0, 1)
     # One maximum in place of two questions: on a GPU, each is a kernel.
-    return (jnp.max(jnp.where(must_refill, 2, at_work)) == 1) & (work.calls < last)
+    return (jnp.max(jnp.where(waited_for, 2, at_work)) == 1) & (work.calls < last)
 
 
-def refill(work: Work, queue: Queue) -> Work:
-    """Gives idle rows the next prompts, as far as there are pages for them.
+def refill(work: Work, queue: Queue, ended: jax.Array) -> Work:
+    """Gives idle rows the next prompts, as far as there are pages for them, if some row has ended.
 
-    Until a row ends, doing it again changes nothing.
+    Until a row ends, doing it again changes nothing. It is a branch, as in most steps none does.
+
+    Args:
+      work: as it is now.
+      queue: of its prompts.
+      ended: bool[B] rows that have ended since idle rows were given prompts.
     """
-    rows = work.rows
-    index = work.begun + jnp.cumsum(rows.idle.astype(jnp.int32)) - 1
+    wanted = jnp.any(ended) & (work.begun < queue.count)
+    changing = {name: getattr(work.rows, name) for name in CHANGED_BY_ADMISSION}
+
+    def keep(changing: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        return work.begun, changing
+
+    def fill(changing: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        rows = dataclasses.replace(work.rows, **changing)
+        begun, rows = _begin_next(rows, work.begun, queue)
+        return begun, {name: getattr(rows, name) for name in changing}
+
+    begun, changed = run_branch(wanted.astype(jnp.int32), [keep, fill], changing)
+    return dataclasses.replace(work, rows=dataclasses.replace(work.rows, **changed), begun=begun)
+
+
+def _begin_next(rows: Rows, begun: jax.Array, queue: Queue) -> tuple[jax.Array, Rows]:
+    """How many prompts have begun then, and the rows."""
+    index = begun + jnp.cumsum(rows.idle.astype(jnp.int32)) - 1
     wanted = rows.idle & (index < queue.count)
     request = queue.order[jnp.where(wanted, index, 0)]
     lengths = jnp.where(wanted, queue.prompt_lengths[request], 0)
     were_idle = jnp.all(rows.idle)
     rows, begins = admit(rows, lengths, queue.limits[request], request)
-    begun = work.begun + jnp.sum(begins.astype(jnp.int32))
+    begun += jnp.sum(begins.astype(jnp.int32))
     # Where no row is at work and none could begin, others hold the pages: end instead of waiting.
-    begun = jnp.where(were_idle & ~jnp.any(begins), queue.count, begun)
-    return dataclasses.replace(work, rows=rows, begun=begun)
+    return jnp.where(were_idle & ~jnp.any(begins), queue.count, begun), rows
 
 
 def note(work: Work, rows: Rows, step: Step) -> Work:

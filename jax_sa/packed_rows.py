@@ -33,6 +33,9 @@ NUMBERS = (
 CHANGED_BY_BLOCK = ("numbers", "record", "cache", "state")
 """The fields of `Rows` that a step's block changes. The rest of the step is the same for all."""
 
+CHANGED_BY_ADMISSION = CHANGED_BY_BLOCK
+"""The fields of `Rows` that a request changes as it begins."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +163,10 @@ class Block:
 class Plan:
     """What a step verifies, and in which block."""
 
+    blocks: list[Block]
+    """Those that are compiled for the step."""
     block: jax.Array
-    """int32[] index among the blocks that are compiled."""
+    """int32[] index among them."""
     cut: Callable[[Block], Draft | DraftTree]
     """The drafts as cut for a block."""
 
@@ -264,7 +269,12 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
             places -= jnp.sum(~rows.decoding)
         return cut(places)
 
-    return Plan(jnp.where(num_unread > 0, reading, best), cut_for)
+    return Plan(blocks, jnp.where(num_unread > 0, reading, best), cut_for)
+
+
+def plain_plan(rows: Rows, block: Block) -> Plan:
+    """Plain decoding, in the block that has a place for each row: nothing has to be chosen."""
+    return Plan([block], jnp.zeros_like(rows.last[0]), lambda block: no_drafts(rows.last, 0))
 
 
 def _reading_block(blocks: list[Block], num_unread: jax.Array, drafts: jax.Array) -> jax.Array:

@@ -193,7 +193,8 @@ def calls_captured(thunks, wanted="kCustomCall"):
     for line in thunks.splitlines():
         thunk = re.match(r"( *)\d+: (k\w+)", line)
         if thunk is None:
-            buffer_indent = None
+            if "branch_" not in line:  # a conditional can be in a buffer, a loop cannot
+                buffer_indent = None
             continue
         indent, kind = len(thunk[1]), thunk[2]
         if kind == "kCommandBuffer":

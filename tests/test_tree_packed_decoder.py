@@ -1,9 +1,7 @@
 """Packed steps with trees of drafts: every answer is that of plain decoding, in place."""
 
-import collections
 import dataclasses
 import functools
-import re
 
 import copies
 import jax
@@ -12,6 +10,7 @@ import numpy as np
 import packed_model
 import pytest
 import test_gpu_program
+import test_packed_programs
 import toy_model
 from test_packed_decoder import (
     CAPACITY,
@@ -165,31 +164,15 @@ def test_in_place_on_a_gpu(h100):
     assert_in_place(*compile_generate(h100))
 
 
-def count_kernels(sharding, tree_nodes, dumps):
-    """Kernels, copies and custom calls of each branch of a step; last, of all the rest."""
-    options = {"xla_dump_to": str(dumps), "xla_gpu_graph_min_graph_size": 1}
-    compile_generate(sharding, tree_nodes, **options)
-    (dump,) = dumps.glob("*thunk_sequence_after_thunk_passes.txt")
-    counts, branch = collections.Counter(), ""
-    for line in dump.read_text().splitlines():
-        indent = len(line) - len(line.lstrip())
-        if begins := re.match(r"( *)(branch_\d+):", line):
-            branch, inside = begins[2], len(begins[1])
-        elif branch and indent < inside:
-            branch = ""
-        if re.match(r" *\d+: (kCustomKernel|kCopy|kCustomCall) ", line):
-            counts[branch] += 1
-    rest = counts.pop("")
-    return [*(counts[f"branch_{i}"] for i in range(len(counts))), rest]
-
-
 @pytest.mark.skipif(BRANCHES_COPY, reason="jax before 0.11.2 has loops in place of branches")
 def test_a_step_of_trees_has_few_kernels(h100, tmp_path):
-    """Beside the model's: one of chains has 14 in its block and 49 outside."""
-    plain, *blocks, outside = count_kernels(h100, 16, tmp_path)
+    """Beside the model's: one of chains has 14 in its block and 9 outside."""
+    compile_generate(h100, 16, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
+    step, _ = test_packed_programs.loops_of_steps(tmp_path)
+    plain, *blocks = step.branches
     assert plain <= 9  # without nodes it is plain decoding
     assert len(blocks) == 5 and max(blocks) <= 25  # with the path of each row, and three for moves
-    assert outside <= 53  # with the choice of the nodes that are worth verifying
+    assert step.own <= 16  # with the choice of the nodes that are worth verifying
 
 
 def test_inside_shard_map():
