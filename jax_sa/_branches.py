@@ -23,6 +23,7 @@ def run_branch(index: jax.Array, branches: Sequence[Branch], operand: Any) -> tu
     """
     if len(branches) == 1:
         return branches[0](operand)
+    branches = [jax.jit(branch) for branch in branches]  # so that each is traced once for all
     loops = functools.partial(_run_loops, branches)
     if BRANCHES_COPY:
         return loops(index, operand)

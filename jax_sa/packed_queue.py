@@ -12,7 +12,15 @@ import jax.numpy as jnp
 
 from jax_sa._branches import run_branch
 from jax_sa._shard_map import vary, varying_axes
-from jax_sa.packed_rows import CHANGED_BY_ADMISSION, Rows, Step, admit, can_fit, free_pages
+from jax_sa.packed_rows import (
+    Rows,
+    Step,
+    admit,
+    can_fit,
+    changed_by_admission,
+    free_pages,
+    with_admission,
+)
 from jax_sa.pool import Pool
 from jax_sa.prompts import to_lists
 from jax_sa.state import AnyState
@@ -154,18 +162,17 @@ def refill(work: Work, queue: Queue, ended: jax.Array) -> Work:
       ended: bool[B] rows that have ended since idle rows were given prompts.
     """
     wanted = jnp.any(ended) & (work.begun < queue.count)
-    changing = {name: getattr(work.rows, name) for name in CHANGED_BY_ADMISSION}
 
-    def keep(changing: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+    def keep(changing: tuple) -> tuple[jax.Array, tuple]:
         return work.begun, changing
 
-    def fill(changing: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
-        rows = dataclasses.replace(work.rows, **changing)
-        begun, rows = _begin_next(rows, work.begun, queue)
-        return begun, {name: getattr(rows, name) for name in changing}
+    def fill(changing: tuple) -> tuple[jax.Array, tuple]:
+        begun, rows = _begin_next(with_admission(work.rows, changing), work.begun, queue)
+        return begun, changed_by_admission(rows)
 
+    changing = changed_by_admission(work.rows)
     begun, changed = run_branch(wanted.astype(jnp.int32), [keep, fill], changing)
-    return dataclasses.replace(work, rows=dataclasses.replace(work.rows, **changed), begun=begun)
+    return dataclasses.replace(work, rows=with_admission(work.rows, changed), begun=begun)
 
 
 def _begin_next(rows: Rows, begun: jax.Array, queue: Queue) -> tuple[jax.Array, Rows]:

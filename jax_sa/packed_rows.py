@@ -33,9 +33,6 @@ NUMBERS = (
 CHANGED_BY_BLOCK = ("numbers", "record", "cache", "state")
 """The fields of `Rows` that a step's block changes. The rest of the step is the same for all."""
 
-CHANGED_BY_ADMISSION = CHANGED_BY_BLOCK
-"""The fields of `Rows` that a request changes as it begins."""
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -410,6 +407,20 @@ def admit(
     rows = with_numbers(rows, **changed)
     record = jax.tree.map(lambda old: put(jnp.zeros_like(old), old), rows.record)
     return dataclasses.replace(rows, record=record, cache=cache, state=state), begins
+
+
+def changed_by_admission(rows: Rows) -> tuple:
+    """What changes as requests begin: of the cache the block table alone."""
+    return rows.numbers, rows.record, rows.state, getattr(rows.cache, "block_table", None)
+
+
+def with_admission(rows: Rows, changed: tuple) -> Rows:
+    """The rows with what `changed_by_admission` gives."""
+    numbers, record, state, table = changed
+    cache = rows.cache
+    if table is not None:
+        cache = dataclasses.replace(cache, block_table=table)
+    return dataclasses.replace(rows, numbers=numbers, record=record, state=state, cache=cache)
 
 
 def insert_texts(

@@ -335,7 +335,7 @@ def module_logits(settings, params, tokens):
     x, _ = mtp.decode(
         settings, params, hidden[:, :-1], embedded[:, 1:], positions[:, :-1], attend, None
     )
-    return model.unembed(params, x)
+    return model.unembed(settings, params, x, None)
 
 
 def expected_draft(settings, params, text):

@@ -109,6 +109,30 @@ def test_the_kernels_on_a_gpu(total):
         )
 
 
+@pytest.mark.parametrize("is_embedding", [True, False])
+@pytest.mark.parametrize("total", [1, 7, 64])
+def test_the_head(total, is_embedding):
+    x, head = blocks.draw(1, total, HIDDEN), blocks.draw(2, HIDDEN, 80)
+    with jax.default_matmul_precision("highest"):
+        wanted = x @ head
+    head = head.T if is_embedding else head
+    got = layer_kernels.unembed(x, head, is_embedding=is_embedding, interpret=True)
+    np.testing.assert_allclose(got, wanted, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_embedding", [True, False])
+@pytest.mark.parametrize("total", [1, 33, 64])
+def test_the_head_on_a_gpu(total, is_embedding):
+    if jax.default_backend() != "gpu":
+        unavailable("there is no GPU")
+    x, head = blocks.draw(1, total, 576), blocks.draw(2, 576, 49152)
+    x, head = x.astype(jnp.bfloat16), head.astype(jnp.bfloat16)
+    wanted = jnp.matmul(x, head, preferred_element_type=jnp.float32)
+    head = head.T if is_embedding else head
+    got = jax.jit(functools.partial(layer_kernels.unembed, is_embedding=is_embedding))(x, head)
+    np.testing.assert_allclose(got, wanted, atol=1e-3, rtol=1e-3)
+
+
 def test_where_they_are_possible():
     config = make_config(3)
     layers = make_layers(config, jnp.bfloat16)
@@ -121,3 +145,8 @@ def test_where_they_are_possible():
     assert not layer_kernels.is_possible(make_layers(config, jnp.float32), 1, HEAD_DIM)
     narrow = make_layers(dataclasses.replace(config, intermediate_size=168), jnp.bfloat16)
     assert not layer_kernels.is_possible(narrow, 1, HEAD_DIM)
+    head = jnp.zeros((HIDDEN, 80), jnp.bfloat16)
+    assert layer_kernels.can_unembed(head, layer_kernels.TOKENS)
+    assert not layer_kernels.can_unembed(head, layer_kernels.TOKENS + 1)
+    assert not layer_kernels.can_unembed(head[:, 1:], 1)
+    assert not layer_kernels.can_unembed(head.astype(jnp.float32), 1)

@@ -79,7 +79,8 @@ def _read_and_draft(
         x, memory = mtp.decode(config, params, hidden, embedded, positions, attend, memory)
         cache = dataclasses.replace(cache, keys=memory[0], values=memory[1])
         hidden = x[rows, last][:, None]
-        tokens = jnp.argmax(model.unembed(params, hidden), axis=-1).astype(jnp.int32)
+        logits = model.unembed(config, params, hidden, cache.mesh)
+        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         drafted.append(tokens)
         # The next round is one token wide, and goes on from here.
         next_tokens, last = tokens, jnp.zeros_like(last)

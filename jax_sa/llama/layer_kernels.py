@@ -1,4 +1,4 @@
-"""A decoder layer as eight kernels for GPUs.
+"""A decoder layer as eight kernels for GPUs, and the head as one.
 
 Where few tokens are read, a step waits for kernels to start and for weights to come. So the kernel
 of a product also does what follows it: the rotary embedding and the writing of keys and values, or
@@ -85,25 +85,66 @@ def through_layers(
     """
     ((keys,), (values,)) = memory
 
-    @jax.jit  # so that it is lowered once
-    def step(x, parts, keys, values, layer):
-        x, normed = normalise(x, parts, layers["attention_norm"], layer, eps, interpret=interpret)
+    # Functions of their own under jit, so that each is traced and lowered once for all layers.
+    @jax.jit
+    def add(x, parts, weight, layer):
+        return normalise(x, parts, weight, layer, eps, interpret=interpret)
+
+    @jax.jit
+    def step(x, normed, keys, values, layer):
         q, keys, values = project_heads(
             normed, layers["qkv"], layer, rotation, block, keys, values, interpret=interpret
         )
         seen = attention_kernel.paged_attention(q, keys, values, layer, block, interpret=interpret)
         parts = multiply(seen.reshape(x.shape[0], -1), layers["o"], layer, interpret=interpret)
-        x, normed = normalise(x, parts, layers["mlp_norm"], layer, eps, interpret=interpret)
+        x, normed = add(x, parts, layers["mlp_norm"], layer)
         gated = gate(normed, layers["gate_up"], layer, interpret=interpret)
         return x, multiply(gated, layers["down"], layer, interpret=interpret), keys, values
 
+    first, *others = (jnp.asarray(i, jnp.int32) for i in range(layers["o"].shape[0]))
+    x, normed = add(x, jnp.zeros((0, *x.shape), jnp.float32), layers["attention_norm"], first)
     # Not a loop in the program: a GPU would wait for the host before every layer.
-    parts = jnp.zeros((0, *x.shape), jnp.float32)
-    for layer in range(layers["o"].shape[0]):
-        x, parts, keys, values = step(x, parts, keys, values, jnp.asarray(layer, jnp.int32))
-    first = jnp.asarray(0, jnp.int32)
-    _, normed = normalise(x, parts, norm[None], first, eps, interpret=interpret)
+    x, parts, keys, values = step(x, normed, keys, values, first)
+    for layer in others:
+        x, normed = add(x, parts, layers["attention_norm"], layer)
+        x, parts, keys, values = step(x, normed, keys, values, layer)
+    _, normed = add(x, parts, norm[None], first)
     return normed, ((keys,), (values,))
+
+
+def can_unembed(head: jax.Array, tokens: int) -> bool:
+    """Whether `unembed` can have this head, [V, D] or [D, V], and so many tokens.
+
+    Up to a tile of tokens it is as fast as what XLA finds out to be the fastest, for each number of
+    tokens again, while the program compiles.
+    """
+    is_tiled = all(size % COLUMNS[-1] == 0 for size in head.shape)
+    return is_tiled and head.dtype == jnp.bfloat16 and tokens <= TOKENS
+
+
+def unembed(
+    x: jax.Array, head: jax.Array, *, is_embedding: bool, interpret: bool = False
+) -> jax.Array:
+    """float32[T, V] the logits of normalised states [T, D].
+
+    Args:
+      x: [T, D].
+      head: [V, D] if `is_embedding`, else [D, V].
+      is_embedding: whether the head is the embedding of the tokens.
+      interpret: whether to compute it without a GPU, slowly.
+    """
+    total, outputs = x.shape[0], head.shape[0 if is_embedding else 1]
+    columns = _columns(total, outputs)
+
+    def head_kernel(x_ref, head_ref, out_ref):
+        token, column = _token(), _column(columns)[None]
+        places = [lambda row: (column, row) if is_embedding else (row, column)]
+        (product,) = _products(x_ref, head_ref, places, token, columns)
+        triton.store(out_ref.at[token[:, None], column], product, mask=(token < total)[:, None])
+
+    out = jax.ShapeDtypeStruct((total, outputs), jnp.float32)
+    grid, chunk = (pl.cdiv(total, TOKENS), outputs // columns), INPUTS * (TOKENS + columns)
+    return _call(head_kernel, grid, [out], interpret, chunk=chunk)(x, head)[0]
 
 
 def normalise(

@@ -124,7 +124,7 @@ def apply(
     if hidden is not None:
         hidden = _write_hidden(hidden, positions, x)
     cache = dataclasses.replace(cache, keys=keys, values=values, hidden=hidden)
-    return unembed(params, x), cache
+    return unembed(config, params, x, cache.mesh), cache
 
 
 def dense_block(
@@ -170,13 +170,20 @@ def _layer_kernels(
     config: Config, params: dict[str, Any], total: int, mesh: Mesh | None
 ) -> ModuleType | None:
     """The module of kernels for blocks of so many tokens; None where layers are left to XLA."""
+    kernels = _kernels(config, mesh)
+    if kernels and kernels.is_possible(params["layers"], total, config.head_dim):
+        return kernels
+    return None
+
+
+def _kernels(config: Config, mesh: Mesh | None) -> ModuleType | None:
+    """The module of kernels, where the device has them and has the model to itself."""
     shared = config.num_heads // config.num_kv_heads
     if mesh is not None or not gpu_kernel(config.head_dim, shared):
         return None
     from jax_sa.llama import layer_kernels
 
-    is_possible = layer_kernels.is_possible(params["layers"], total, config.head_dim)
-    return layer_kernels if is_possible else None
+    return layer_kernels
 
 
 def decode(
@@ -250,10 +257,18 @@ def _qkv(config: Config, layer: dict[str, jax.Array], x: jax.Array) -> tuple[jax
     return q, y[..., -2, :], y[..., -1, :]
 
 
-def unembed(params: dict[str, Any], x: jax.Array) -> jax.Array:
+def unembed(
+    config: Config, params: dict[str, Any], x: jax.Array, mesh: Mesh | None
+) -> jax.Array:
     """The logits float32[..., V] of normalised hidden states [..., D]."""
-    head = params["head"] if "head" in params else params["embed"].T
-    return jnp.matmul(x, head, preferred_element_type=jnp.float32)
+    is_embedding = "head" not in params
+    head = params["embed" if is_embedding else "head"]
+    flat = x.reshape(-1, x.shape[-1])
+    kernels = _kernels(config, mesh)
+    if kernels and kernels.can_unembed(head, flat.shape[0]):
+        logits = kernels.unembed(flat, head, is_embedding=is_embedding)
+        return logits.reshape(*x.shape[:-1], -1)
+    return jnp.matmul(x, head.T if is_embedding else head, preferred_element_type=jnp.float32)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:

@@ -111,6 +111,6 @@ def apply_packed(
     x, (keys, values) = model.forward(config, params, tokens, block, memory, cache.mesh)
 
     def logits(places: jax.Array) -> jax.Array:
-        return model.unembed(params, x.at[places].get(mode="clip"))
+        return model.unembed(config, params, x.at[places].get(mode="clip"), cache.mesh)
 
     return logits, dataclasses.replace(cache, keys=keys, values=values)
