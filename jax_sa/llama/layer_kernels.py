@@ -42,6 +42,8 @@ INPUTS = 64
 WARPS = 4
 STAGES = 8
 """Chunks that are on their way at the same time at most."""
+HEAD_STAGES = 2
+"""Of the head: with few, several programs share a multiprocessor, and wait in turns."""
 SHARED_BYTES = 96 * 1024
 """What these may take of a multiprocessor's memory: every GPU from 2018 on has so much."""
 
@@ -115,8 +117,8 @@ def through_layers(
 def can_unembed(head: jax.Array, tokens: int) -> bool:
     """Whether `unembed` can have this head, [V, D] or [D, V], and so many tokens.
 
-    Up to a tile of tokens it is as fast as what XLA finds out to be the fastest, for each number of
-    tokens again, while the program compiles.
+    For up to a tile of tokens it is about as fast as what XLA chooses by trying many, for each
+    number of tokens again, while the program compiles.
     """
     is_tiled = all(size % COLUMNS[-1] == 0 for size in head.shape)
     return is_tiled and head.dtype == jnp.bfloat16 and tokens <= TOKENS
@@ -144,7 +146,8 @@ def unembed(
 
     out = jax.ShapeDtypeStruct((total, outputs), jnp.float32)
     grid, chunk = (pl.cdiv(total, TOKENS), outputs // columns), INPUTS * (TOKENS + columns)
-    return _call(head_kernel, grid, [out], interpret, chunk=chunk)(x, head)[0]
+    call = _call(head_kernel, grid, [out], interpret, chunk=chunk, most_stages=HEAD_STAGES)
+    return call(x, head)[0]
 
 
 def normalise(
@@ -346,10 +349,11 @@ def _call(
     interpret: bool,
     *,
     chunk: int = 1,
+    most_stages: int = STAGES,
     aliases: dict[int, int] | None = None,
 ) -> Callable:
     """A kernel, of which a chunk has so many inputs and weights, all of two bytes."""
-    stages = max(1, min(STAGES, SHARED_BYTES // (2 * chunk)))
+    stages = max(1, min(most_stages, SHARED_BYTES // (2 * chunk)))
     return pl.pallas_call(
         kernel,
         grid=grid,
