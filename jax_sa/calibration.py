@@ -78,9 +78,9 @@ def measure_costs(
     """float32[W] the seconds of a step of each width, and the last work.
 
     A width is forced by costs that make all others worthless, so that what is timed is the program
-    that will run, and nothing else is compiled. A call takes its time without any step: that is
-    measured too, and not counted. It is not known exactly, so the slices of all widths have equally
-    many steps: then an error of it falls on all of them alike, and hardly on their ratios.
+    that will run, and nothing else is compiled. A call takes time besides its steps, some of it
+    only if it has any, as where a GPU's graphs are told of new addresses. So of each width two
+    slices are timed, a short one and a long one, and the difference counts.
 
     Args:
       restart: makes work that is ready to decode, from None or from work that is done with.
@@ -100,13 +100,14 @@ def measure_costs(
     steps = int(np.clip(SLICE_SECONDS / dearest, 1, MAX_SLICE))
     while True:
         rounds = int(np.clip(WIDTH_SECONDS / (steps * cheapest), *ROUNDS))
-        seconds, done = _time_rounds(watch, forced, steps, rounds, on_progress)
+        short = min(max(steps // 4, 1), steps - 1)
+        seconds, done = _time_rounds(watch, forced, (short, steps), rounds, on_progress)
         if done == steps:
             break
         steps = min(done, steps // 2)  # at most half, so that this does not go on for long
-    call, *best = np.min(seconds, axis=0)
-    # At least half, because clocks are not exact, and a step never costs nothing.
-    return _smooth(np.maximum(np.subtract(best, call), np.divide(best, 2)) / steps), watch.work
+    least, most = np.min(seconds, axis=0).T
+    # At least a tenth, because clocks are not exact, and a step never costs nothing.
+    return _smooth(np.maximum((most - least) / (steps - short), most / (10 * steps))), watch.work
 
 
 def _warm_up(watch: _Stopwatch, forced: list[jax.Array]) -> tuple[float, float]:
@@ -121,27 +122,27 @@ def _warm_up(watch: _Stopwatch, forced: list[jax.Array]) -> tuple[float, float]:
 def _time_rounds(
     watch: _Stopwatch,
     forced: list[jax.Array],
-    steps: int,
+    slices: tuple[int, int],
     rounds: int,
     on_progress: Callable[[int, int], None],
 ) -> tuple[np.ndarray, int]:
-    """float[R, 1 + W] the seconds of a call without a step, and of a slice of each width.
+    """float[R, W, 2] the seconds of slices of so many steps, the longer one last.
 
     Round by round, so that a while in which the machine is slow does not hit one width alone.
 
     Returns:
-      The seconds, and the steps of all slices; of the first one that has fewer, if there is one.
+      The seconds, and the steps of the longer slices; of the first that has fewer, if there is one.
     """
-    seconds = np.empty((rounds, 1 + len(forced)))
+    seconds = np.empty((rounds, len(forced), 2))
     for number in range(rounds):
-        seconds[number, 0], _ = watch.time(forced[0], 0)
-        for width, costs in enumerate(forced, 1):
-            seconds[number, width], done = watch.time(costs, steps)
-            if done < steps:
+        for width, costs in enumerate(forced):
+            for nth, steps in enumerate(slices):
+                seconds[number, width, nth], done = watch.time(costs, steps)
+            if done < slices[-1]:
                 return seconds, done
             if number == rounds - 1:
-                on_progress(width, len(forced))
-    return seconds, steps
+                on_progress(width + 1, len(forced))
+    return seconds, slices[-1]
 
 
 def _smooth(seconds: np.ndarray) -> jax.Array:

@@ -80,12 +80,12 @@ READING_WIDTH = 3.0
 """Tokens a row, on average, beside the prompt tokens of a step that reads prompts."""
 
 FEW_ROWS = 16
-"""So few rows seldom end: the loop is left to refill them, and its steps look for no prompts. Of
-more rows one ends at nearly every step, and to leave the loop, the host is asked."""
+"""So few rows seldom end: to refill them, the loop of steps is left, which asks the host. More rows
+end too often for that: they are refilled within a step, each of which must look for it."""
 
 PATIENCE = 4
-"""After so many steps of plain decoding, one after the other, those that follow are a loop of their
-own, whose steps have no other blocks. To change from loop to loop, the host is asked."""
+"""After so many steps of plain decoding in a row, those that follow are a loop of their own. Its
+steps have no other blocks, and on a GPU a smaller graph; but a change of loops asks the host."""
 
 CALIBRATION_PROMPT = 32
 """Tokens that `calibrate` reads of a prompt at most."""
@@ -357,7 +357,7 @@ class PackedDecoder(DraftOptions):
             del ended  # idle rows were given prompts since
             planned = plan(work)
             work, ended = step(work, planned)
-            calm = jnp.where((planned.block == 0) & ~jnp.any(ended), calm + 1, 0)
+            calm = jnp.where(planned.is_plain & ~jnp.any(ended), calm + 1, 0)
             if ended.size <= FEW_ROWS:
                 stays = is_settled(work, queue, last, ended)
             else:
@@ -366,7 +366,7 @@ class PackedDecoder(DraftOptions):
             return stays & (calm < PATIENCE), work, ended, calm
 
         def stays_plain(work: Work, ended: jax.Array) -> jax.Array:
-            return is_settled(work, queue, last, ended) & (plan(work).block == 0)
+            return is_settled(work, queue, last, ended) & plan(work).is_plain
 
         def plain_step(work: Work, ended: jax.Array) -> tuple:
             del ended  # none for which a prompt waits

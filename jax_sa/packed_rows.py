@@ -167,6 +167,11 @@ class Plan:
     cut: Callable[[Block], Draft | DraftTree]
     """The drafts as cut for a block."""
 
+    @property
+    def is_plain(self) -> jax.Array:
+        """bool[] whether the step is plain decoding, in the first block: one place for each row."""
+        return self.block == 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Verified:

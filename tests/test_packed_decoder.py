@@ -11,6 +11,7 @@ from packed_model import all_greedy, answers
 from toy_model import TABLE, VOCABULARY
 
 import jax_sa
+from jax_sa import packed_decoder
 
 PARAMS = jnp.asarray(TABLE)
 N, P, G, CAPACITY = 11, 24, 20, 64
@@ -73,6 +74,24 @@ def test_answers_are_those_of_plain_decoding(rows, cache, drafts):
     done = decode(rows=rows, cache=make_cache(cache, rows), state=state, limits=LIMITS)
     assert_plain(done, LIMITS)
     assert bool(done.drafted.any()) == drafts
+
+
+@pytest.mark.parametrize("few_rows", [1, 16])
+@pytest.mark.parametrize("patience", [1, 2, 1000])
+def test_which_loop_a_step_is_in_never_matters(monkeypatch, patience, few_rows):
+    """Each as often as it can: plain decoding has one, and rows are refilled in the other, or not.
+
+    A decoder of its own, so that it is traced anew.
+    """
+    monkeypatch.setattr(packed_decoder, "PATIENCE", patience)
+    monkeypatch.setattr(packed_decoder, "FEW_ROWS", few_rows)
+    decoder = dataclasses.replace(DECODER, model=lambda *arguments: packed_model.model(*arguments))
+    costs = jnp.asarray([1.0, *[2.5] * (len(WIDTHS) - 1)], jnp.float32)  # plain steps, and others
+    done = decode(decoder, limits=LIMITS, costs=costs)
+    assert_plain(done, LIMITS)
+    wanted = decode(limits=LIMITS, costs=costs)
+    assert done.calls == wanted.calls and (done.drafted == wanted.drafted).all()
+    assert (done.steps > done.accepted).any() and done.drafted.any()
 
 
 def test_fewer_prompts_than_rows():

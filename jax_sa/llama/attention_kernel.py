@@ -117,7 +117,7 @@ def _kernel(
     width, parts, has_tree,
 ):  # fmt: skip
     tree, (out_ref, *found) = (refs[:2], refs[2:]) if has_tree else ((), refs)
-    total, _, shared, head_dim = q_ref.shape
+    _, _, shared, head_dim = q_ref.shape
     num_pages, size = k_ref.shape[1], k_ref.shape[3]
     max_pages = pages_ref.shape[1]
     group, part, layer = pl.program_id(1), pl.program_id(2), layer_ref[0]

@@ -257,9 +257,7 @@ def _qkv(config: Config, layer: dict[str, jax.Array], x: jax.Array) -> tuple[jax
     return q, y[..., -2, :], y[..., -1, :]
 
 
-def unembed(
-    config: Config, params: dict[str, Any], x: jax.Array, mesh: Mesh | None
-) -> jax.Array:
+def unembed(config: Config, params: dict[str, Any], x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """The logits float32[..., V] of normalised hidden states [..., D]."""
     is_embedding = "head" not in params
     head = params["embed" if is_embedding else "head"]
