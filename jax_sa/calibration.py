@@ -78,9 +78,9 @@ def measure_costs(
     """float32[W] the seconds of a step of each width, and the last work.
 
     A width is forced by costs that make all others worthless, so that what is timed is the program
-    that will run, and nothing else is compiled. A call takes time besides its steps, some of it
-    only if it has any, as where a GPU's graphs are told of new addresses. So of each width two
-    slices are timed, a short one and a long one, and the difference counts.
+    that will run, and nothing else is compiled. A call takes its time without any step: that is
+    measured too, and not counted. It is not known exactly, so the slices of all widths have equally
+    many steps: then an error of it falls on all of them alike, and hardly on their ratios.
 
     Args:
       restart: makes work that is ready to decode, from None or from work that is done with.
@@ -100,14 +100,13 @@ def measure_costs(
     steps = int(np.clip(SLICE_SECONDS / dearest, 1, MAX_SLICE))
     while True:
         rounds = int(np.clip(WIDTH_SECONDS / (steps * cheapest), *ROUNDS))
-        short = min(max(steps // 4, 1), steps - 1)
-        seconds, done = _time_rounds(watch, forced, (short, steps), rounds, on_progress)
+        seconds, done = _time_rounds(watch, forced, steps, rounds, on_progress)
         if done == steps:
             break
         steps = min(done, steps // 2)  # at most half, so that this does not go on for long
-    least, most = np.min(seconds, axis=0).T
-    # At least a tenth, because clocks are not exact, and a step never costs nothing.
-    return _smooth(np.maximum((most - least) / (steps - short), most / (10 * steps))), watch.work
+    call, *best = np.min(seconds, axis=0)
+    # At least half, because clocks are not exact, and a step never costs nothing.
+    return _smooth(np.maximum(np.subtract(best, call), np.divide(best, 2)) / steps), watch.work
 
 
 def _warm_up(watch: _Stopwatch, forced: list[jax.Array]) -> tuple[float, float]:
@@ -122,27 +121,27 @@ def _warm_up(watch: _Stopwatch, forced: list[jax.Array]) -> tuple[float, float]:
 def _time_rounds(
     watch: _Stopwatch,
     forced: list[jax.Array],
-    slices: tuple[int, int],
+    steps: int,
     rounds: int,
     on_progress: Callable[[int, int], None],
 ) -> tuple[np.ndarray, int]:
-    """float[R, W, 2] the seconds of slices of so many steps, the longer one last.
+    """float[R, 1 + W] the seconds of a call without a step, and of a slice of each width.
 
     Round by round, so that a while in which the machine is slow does not hit one width alone.
 
     Returns:
-      The seconds, and the steps of the longer slices; of the first that has fewer, if there is one.
+      The seconds, and the steps of all slices; of the first one that has fewer, if there is one.
     """
-    seconds = np.empty((rounds, len(forced), 2))
+    seconds = np.empty((rounds, 1 + len(forced)))
     for number in range(rounds):
-        for width, costs in enumerate(forced):
-            for nth, steps in enumerate(slices):
-                seconds[number, width, nth], done = watch.time(costs, steps)
-            if done < slices[-1]:
+        seconds[number, 0], _ = watch.time(forced[0], 0)
+        for width, costs in enumerate(forced, 1):
+            seconds[number, width], done = watch.time(costs, steps)
+            if done < steps:
                 return seconds, done
             if number == rounds - 1:
-                on_progress(width + 1, len(forced))
-    return seconds, slices[-1]
+                on_progress(width, len(forced))
+    return seconds, steps
 
 
 def _smooth(seconds: np.ndarray) -> jax.Array:
