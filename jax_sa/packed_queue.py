@@ -163,10 +163,10 @@ def refill(work: Work, queue: Queue, ended: jax.Array) -> Work:
     """
     wanted = jnp.any(ended) & (work.begun < queue.count)
 
-    def keep(changing: tuple) -> tuple[jax.Array, tuple]:
+    def keep(changing: tuple[Any, ...]) -> tuple[jax.Array, tuple[Any, ...]]:
         return work.begun, changing
 
-    def fill(changing: tuple) -> tuple[jax.Array, tuple]:
+    def fill(changing: tuple[Any, ...]) -> tuple[jax.Array, tuple[Any, ...]]:
         begun, rows = _begin_next(with_admission(work.rows, changing), work.begun, queue)
         return begun, changed_by_admission(rows)
 

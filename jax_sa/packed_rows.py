@@ -414,12 +414,12 @@ def admit(
     return dataclasses.replace(rows, record=record, cache=cache, state=state), begins
 
 
-def changed_by_admission(rows: Rows) -> tuple:
+def changed_by_admission(rows: Rows) -> tuple[Any, ...]:
     """What changes as requests begin: of the cache the block table alone."""
     return rows.numbers, rows.record, rows.state, getattr(rows.cache, "block_table", None)
 
 
-def with_admission(rows: Rows, changed: tuple) -> Rows:
+def with_admission(rows: Rows, changed: tuple[Any, ...]) -> Rows:
     """The rows with what `changed_by_admission` gives."""
     numbers, record, state, table = changed
     cache = rows.cache
