@@ -354,16 +354,14 @@ class PackedDecoder(DraftOptions):
             return note(work, rows, emitted), emitted.finished
 
         def any_step(work: Work, ended: jax.Array, calm: jax.Array) -> tuple:
-            del ended  # idle rows were given prompts since
+            many = ended.size > FEW_ROWS
+            if many:
+                work = refill(work, queue, ended)
             planned = plan(work)
             work, ended = step(work, planned)
+            goes = goes_on(work, queue, last) if many else is_settled(work, queue, last, ended)
             calm = jnp.where(planned.is_plain & ~jnp.any(ended), calm + 1, 0)
-            if ended.size <= FEW_ROWS:
-                stays = is_settled(work, queue, last, ended)
-            else:
-                work = refill(work, queue, ended)
-                stays, ended = goes_on(work, queue, last), jnp.zeros_like(ended)
-            return stays & (calm < PATIENCE), work, ended, calm
+            return goes & (calm < PATIENCE), work, ended, calm
 
         def stays_plain(work: Work, ended: jax.Array) -> jax.Array:
             return is_settled(work, queue, last, ended) & plan(work).is_plain
@@ -555,8 +553,6 @@ class PackedDecoder(DraftOptions):
         if self.inserts != "nothing":
             responses_only = self.inserts == "response"
             pool = insert_texts(rows, state, step.finished, responses_only=responses_only)
-            # Whatever updates the state comes after: XLA would copy it to be free to do both.
-            state, pool = jax.lax.optimization_barrier((state, pool))
         return dataclasses.replace(after, state=state, draft=draft, pool=pool), step
 
     def _blocks(self, rows: Rows) -> list[Block]:

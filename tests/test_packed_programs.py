@@ -21,8 +21,6 @@ from jax_sa._branches import BRANCHES_COPY
 
 PARAMS = jnp.asarray(TABLE)
 ROWS, MANY, LARGE = 3, 20, 2**16  # of the programs that must be in place: tokens of a row's cache
-# Before 0.11.2, XLA copies what the branches of a switch update, so the cache: never a state.
-SMALLEST_COPY = LARGE if jax.__version_info__ >= (0, 11, 2) else ROWS * LARGE + 1
 
 
 def writing_model(params, tokens, rows, positions, cache):
@@ -102,8 +100,14 @@ def compile_program(program, arguments, donated, sharding, **compiler_options):
 
 
 def assert_in_place(compiled, donated):
-    """No copy as large as a leaf of the cache or of a slot, and no room for one."""
-    copies.assert_in_place(compiled, donated, smallest=4 * SMALLEST_COPY, room=4 * SMALLEST_COPY)
+    """No copy as large as a leaf of the cache or of a slot, and no room for one.
+
+    Before 0.11.2, XLA copies what the branches of a switch update, so the cache: never a state.
+    """
+    smallest = LARGE
+    if jax.__version_info__ < (0, 11, 2):
+        smallest = 1 + max(leaf.size for leaf in jax.tree.leaves(donated[0]))
+    copies.assert_in_place(compiled, donated, smallest=4 * smallest, room=4 * smallest)
 
 
 compile_generate_through_many = functools.partial(compile_generate, rows=MANY)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import copies
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +24,7 @@ from test_packed_decoder import (
     decode,
     make_cache,
 )
-from test_packed_programs import SMALLEST_COPY
+from test_packed_programs import assert_in_place
 
 import jax_sa
 from jax_sa._branches import BRANCHES_COPY
@@ -147,10 +146,6 @@ def compile_generate(sharding, tree_nodes=4, **compiler_options):
     )
     lowered = jax.jit(program, donate_argnums=(3, 4)).lower(*shapes)
     return lowered.compile(compiler_options=compiler_options), shapes[3:]
-
-
-def assert_in_place(compiled, donated):
-    copies.assert_in_place(compiled, donated, smallest=4 * SMALLEST_COPY, room=4 * SMALLEST_COPY)
 
 
 def test_in_place():
