@@ -14,7 +14,7 @@ import pkgutil
 # In a checkout, Python finds this folder before the installed package, which has the handlers.
 __path__ = pkgutil.extend_path(__path__, __name__)
 
-from jax_sa import _targets
+from jax_sa import _serialization, _targets
 from jax_sa import cache_schema as cache_schema
 from jax_sa._insert import insert as insert
 from jax_sa.adapters import KVCache as KVCache
@@ -89,4 +89,5 @@ from jax_sa.verify import merge_drafts as merge_drafts
 from jax_sa.verify_tree import accept_tree_greedy as accept_tree_greedy
 from jax_sa.verify_tree import accept_tree_sampled as accept_tree_sampled
 
+_serialization.register()
 _targets.platforms()

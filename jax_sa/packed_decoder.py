@@ -23,11 +23,14 @@ from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
 from jax_sa.draft_tree import MAX_NODES, DraftTree, extend_lookup_tree, no_trees
 from jax_sa.model_check import check_packed_on_copies
 from jax_sa.model_contract import check_logits_fn, check_state_room
+from jax_sa.packed_blocks import Block, make_blocks, step_widths
 from jax_sa.packed_queue import (
     Completions,
     Queue,
     Work,
     begin,
+    begin_again,
+    begin_no_more,
     end,
     goes_on,
     is_settled,
@@ -38,7 +41,6 @@ from jax_sa.packed_queue import (
 )
 from jax_sa.packed_rows import (
     CHANGED_BY_BLOCK,
-    Block,
     Plan,
     Rows,
     Step,
@@ -68,17 +70,6 @@ from jax_sa.tree_block import packed_tree_block
 from jax_sa.verify import accept_greedy, accept_sampled
 from jax_sa.verify_tree import accept_tree_greedy, accept_tree_sampled
 
-WIDTHS = (1.0, 1.5, 3.0, 6.0, 13.0, 33.0)
-"""Tokens a row, on average, for which a step that reads no prompt is compiled. On a GPU each block
-adds to every step's time, since the graph of a step holds them all, and more widths won nothing on
-recorded responses."""
-
-MAX_DRAFTED = 512
-"""Drafted tokens that any of these steps verifies at most."""
-
-READING_WIDTH = 3.0
-"""Tokens a row, on average, beside the prompt tokens of a step that reads prompts."""
-
 FEW_ROWS = 16
 """So few rows seldom end: to refill them, the loop of steps is left, which asks the host. More rows
 end too often for that: they are refilled within a step, each of which must look for it."""
@@ -89,9 +80,6 @@ steps have no other blocks, and on a GPU a smaller graph; but a change of loops 
 
 CALIBRATION_PROMPT = 32
 """Tokens that `calibrate` reads of a prompt at most."""
-
-SHORT_CHUNK = 128
-"""Prompt tokens that the shorter block of a step that reads prompts has room for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,9 +192,7 @@ class PackedDecoder(DraftOptions):
                 f"budget: expected at least {rows}, one for each row, got {self.budget}"
             )
         drafted = self.max_draft if self.tree_nodes is None else self.tree_nodes
-        most = min(rows * (1 + drafted), rows + MAX_DRAFTED, self.budget)
-        factors = WIDTHS if drafts else WIDTHS[:1]
-        return tuple(sorted({min(int(rows * factor), most) for factor in factors}))
+        return step_widths(rows, drafted if drafts else 0, self.budget)
 
     def init(
         self,
@@ -434,18 +420,17 @@ class PackedDecoder(DraftOptions):
         waiting = make_queue(lengths, limits, capacity=capacity, max_prompt=width)
         one = jnp.ones((), jnp.int32)
 
+        first = jnp.zeros(rows, jnp.int32)
+        texts = jax.tree.map(jnp.zeros_like, pool)
+        idle = self._idle_rows(cache, state, sampling, prompts, first, texts)
+        fresh, waiting = begin(idle, waiting, max_new_tokens)
+
         def restart(work: Work | None) -> Work:
             """Work of which some row decodes, if any can, none reads, and no further one begins."""
-            if work is None:
-                *buffers, texts = cache, state, jax.tree.map(jnp.zeros_like, pool)
-            else:
-                *buffers, texts = work.rows.cache, work.rows.state, work.rows.pool
-            first = jnp.zeros(rows, jnp.int32)
-            idle = self._idle_rows(*buffers, sampling, prompts, first, texts)
-            work, queue = begin(idle, waiting, max_new_tokens)
-            while not _decodes(work.rows) and unfinished(work, queue):
-                work = self._run(params, queue, work, estimate, one)
-            return dataclasses.replace(work, begun=jnp.copy(queue.count))
+            work = fresh if work is None else begin_again(work)
+            while not _decodes(work.rows) and unfinished(work, waiting):
+                work = self._run(params, waiting, work, estimate, one)
+            return begin_no_more(work, waiting)
 
         def advance(work: Work, costs: jax.Array, calls: int) -> tuple[Work, int]:
             before = int(work.calls)
@@ -556,19 +541,9 @@ class PackedDecoder(DraftOptions):
         return dataclasses.replace(after, state=state, draft=draft, pool=pool), step
 
     def _blocks(self, rows: Rows) -> list[Block]:
-        """The blocks to compile: one for each width, then those that read prompts, as they grow.
-
-        Of these, the first has no room for drafts, and the last is as long as the budget allows.
-        """
         (count,) = rows.prompt_lengths.shape
         widths = self.widths(count, drafts=rows.state is not None)
-        widest = max(width for width in widths if width <= READING_WIDTH * count)
-        reading = [(min(judged + SHORT_CHUNK, self.budget), judged) for judged in (count, widest)]
-        reading = dict.fromkeys([*reading, (self.budget, widest)])
-        return [
-            *(Block(width, width, reads_prompts=False) for width in widths),
-            *(Block(total, judged, reads_prompts=True) for total, judged in reading),
-        ]
+        return make_blocks(count, widths, self.budget)
 
     def _run_block(
         self,

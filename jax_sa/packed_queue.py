@@ -19,6 +19,7 @@ from jax_sa.packed_rows import (
     can_fit,
     changed_by_admission,
     free_pages,
+    release,
     with_admission,
 )
 from jax_sa.pool import Pool
@@ -124,6 +125,23 @@ def begin(rows: Rows, queue: Queue, max_new_tokens: int) -> tuple[Work, Queue]:
     # The cache's arrays may vary over further axes; the loop needs them to vary over these.
     table = getattr(rows.cache, "block_table", None)
     return vary((work, queue), varying_axes((dataclasses.replace(rows, cache=table), queue)))
+
+
+@functools.partial(jax.jit, donate_argnames="work")
+def begin_again(work: Work) -> Work:
+    """The work as if nothing of it were done, in the same memory.
+
+    A GPU that finds the buffers of a program elsewhere than in its last run has to tell each of its
+    kernels so, which takes longer than a few steps.
+    """
+    rows = release(work.rows, jnp.ones_like(work.rows.idle))
+    return dataclasses.replace(work, rows=rows, begun=jnp.zeros_like(work.begun))
+
+
+@functools.partial(jax.jit, donate_argnames="work")
+def begin_no_more(work: Work, queue: Queue) -> Work:
+    """The work without the prompts that have not begun; in the same memory."""
+    return dataclasses.replace(work, begun=jnp.maximum(work.begun, queue.count))
 
 
 def unfinished(work: Work, queue: Queue) -> jax.Array:

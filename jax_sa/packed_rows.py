@@ -18,6 +18,7 @@ from jax_sa._checks import INT32_MAX
 from jax_sa.automaton import DRAFT_FILL, Draft, reset
 from jax_sa.cache_schema import claim_blocks, free_blocks
 from jax_sa.draft_tree import DraftTree, is_node
+from jax_sa.packed_blocks import Block
 from jax_sa.pool import Pool
 from jax_sa.pool_insert import insert_slots
 from jax_sa.sampling import Sampling
@@ -142,18 +143,6 @@ class Step:
     """int32[B] drafted tokens that were verified."""
     accepted: jax.Array
     """int32[B] those of them that were emitted."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """The static sizes of a block."""
-
-    total: int
-    """T."""
-    judged: int
-    """Places whose logits are read at most. The others hold prompt tokens."""
-    reads_prompts: bool
-    """Whether it is for steps in which some row reads its prompt."""
 
 
 @dataclasses.dataclass(frozen=True)

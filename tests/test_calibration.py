@@ -9,16 +9,19 @@ from jax_sa import calibration
 class Work:
     """Steps that each width can do before its work ends, and a clock that they advance.
 
-    A call takes `call` seconds more, and `idle` seconds more still if it does no step.
+    A call takes `call` seconds more, and `idle` seconds more still if it does no step. The first
+    one with a step after a restart takes `first` seconds more.
     """
 
-    def __init__(self, monkeypatch, lengths, seconds, call=0.0, idle=0.0):
+    def __init__(self, monkeypatch, lengths, seconds, call=0.0, idle=0.0, first=0.0):
         self.lengths, self.seconds, self.call, self.idle = lengths, seconds, call, idle
         self.now, self.restarts = 0.0, 0
+        self.first, self.is_first = first, True
         monkeypatch.setattr(calibration.time, "perf_counter", lambda: self.now)
 
     def restart(self, left):
         self.restarts += 1
+        self.is_first = True
         return max(self.lengths)
 
     def advance(self, left, costs, steps):
@@ -26,6 +29,9 @@ class Work:
         left = min(left, self.lengths[width])
         done = min(steps, left)
         self.now += self.call + (done * self.seconds[width] if done else self.idle)
+        if done:
+            self.now += self.first * self.is_first
+            self.is_first = False
         return left - done, done
 
     def measure(self, on_progress=lambda done, total: None):
@@ -48,9 +54,19 @@ def test_seconds_of_a_step(monkeypatch, lengths, seconds, call):
 @pytest.mark.parametrize("idle", [-1e-3, 1e-3])
 def test_a_call_without_a_step_misjudges_all_widths_alike(monkeypatch, idle):
     """A wide step writes more tokens, so that its text ends after fewer of them."""
-    work = Work(monkeypatch, [200, 50, 6], [1.0e-3, 1.1e-3, 1.2e-3], call=2e-3, idle=idle)
+    work = Work(monkeypatch, [200, 50, 7], [1.0e-3, 1.1e-3, 1.2e-3], call=2e-3, idle=idle)
     costs = work.measure()
     assert (costs / costs[0]).tolist() == pytest.approx([1.0, 1.1, 1.2], abs=0.05)
+
+
+@pytest.mark.parametrize("tokens", [150, 200, 250, 300], ids=str)
+def test_a_slow_step_after_each_restart_is_not_taken_for_a_width(monkeypatch, tokens):
+    """The wider, the sooner the text ends: each width would be the one after a restart for long."""
+    seconds = [0.7e-3, 0.75e-3, 0.8e-3, 0.85e-3, 0.9e-3]
+    lengths = [tokens // per_step for per_step in (1, 2, 2, 3, 3)]
+    work = Work(monkeypatch, lengths, seconds, call=1e-3, first=20e-3)
+    assert work.measure().tolist() == pytest.approx(seconds, rel=1e-3)
+    assert work.restarts > 3
 
 
 def test_work_without_a_step_is_an_error(monkeypatch):

@@ -16,7 +16,7 @@ from packed_model import all_greedy, answers
 from toy_model import TABLE, VOCABULARY
 
 import jax_sa
-from jax_sa import packed_queue
+from jax_sa import packed_blocks, packed_queue
 from jax_sa._branches import BRANCHES_COPY
 
 PARAMS = jnp.asarray(TABLE)
@@ -181,7 +181,9 @@ def test_a_step_has_few_kernels(h100, tmp_path, drafts, most):
     """
     compile_generate(h100, True, drafts, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
     any_step, plain_step = loops_of_steps(tmp_path)
-    assert 3 <= any_step.own <= most and len(any_step.branches) == (5 if drafts else 2)
+    widths = IN_PLACE.widths(ROWS, drafts=drafts is not None)
+    blocks = packed_blocks.make_blocks(ROWS, widths, IN_PLACE.budget)
+    assert 3 <= any_step.own <= most and len(any_step.branches) == len(blocks) > 1
     assert not plain_step.branches
     assert plain_step.own <= most + any_step.branches[0]
 

@@ -1,0 +1,87 @@
+"""The blocks that a packed decoder compiles: how many tokens a step may have.
+
+A step runs in the shortest compiled block that does for it. Each block takes time to compile, and
+on a GPU adds to every step's time, since the graph of a step holds them all: so there are few.
+
+Letters: B rows.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import jax
+
+WIDTHS = (1.0, 1.5, 3.0, 6.0, 13.0, 33.0)
+"""Tokens a row, on average, of steps that read no prompt. More won nothing on recorded texts."""
+
+MAX_DRAFTED = 512
+"""Drafted tokens that any of these steps verifies at most."""
+
+READING_WIDTH = 3.0
+"""Tokens a row, on average, beside the prompt tokens of a step that reads prompts."""
+
+SHORT_CHUNK = 128
+"""Prompt tokens that the shorter block of a step that reads prompts has room for."""
+
+TILE = 64
+"""Tokens that an accelerator multiplies with a matrix at once: those of a tile that is not full
+take as long. On a CPU, each token counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The static sizes of a block."""
+
+    total: int
+    """T."""
+    judged: int
+    """Places whose logits are read at most. The others hold prompt tokens."""
+    reads_prompts: bool
+    """Whether it is for steps in which some row reads its prompt."""
+
+
+def step_widths(rows: int, drafted: int, budget: int) -> tuple[int, ...]:
+    """The places of the blocks for steps that read no prompt, ascending.
+
+    Args:
+      rows: B.
+      drafted: tokens of a row's draft at most; 0 where there are none.
+      budget: places of a block, at least B.
+    """
+    most = min(rows * (1 + drafted), rows + MAX_DRAFTED, budget)
+    narrowest, *others = sorted({min(int(rows * factor), most) for factor in WIDTHS})
+    return narrowest, *_worthwhile(others, lambda width: width)
+
+
+def make_blocks(rows: int, widths: tuple[int, ...], budget: int) -> list[Block]:
+    """The blocks to compile: one for each width, then those that read prompts, as they grow.
+
+    Of these, the first has no room for drafts if that makes it faster, and the last is as long as
+    the budget allows.
+
+    Args:
+      rows: B.
+      widths: as `step_widths` gives them.
+      budget: places of a block.
+    """
+    # A single row that reads its prompt leaves none that could have a draft.
+    judged = min(int(READING_WIDTH * rows), widths[-1]) if rows > 1 else rows
+    reading = [
+        Block(min(rows + SHORT_CHUNK, budget), rows, reads_prompts=True),
+        Block(min(judged + SHORT_CHUNK, budget), judged, reads_prompts=True),
+        Block(budget, judged, reads_prompts=True),
+    ]
+    return [
+        *(Block(width, width, reads_prompts=False) for width in widths),
+        *_worthwhile(reading, lambda block: block.total),
+    ]
+
+
+T = TypeVar("T")
+
+
+def _worthwhile(sizes: Iterable[T], tokens: Callable[[T], int]) -> list[T]:
+    """Of ascending sizes those with more tokens than any that takes as long."""
+    tile = 1 if jax.default_backend() == "cpu" else TILE
+    return list({-(-tokens(size) // tile): size for size in sizes}.values())

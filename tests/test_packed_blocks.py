@@ -1,0 +1,54 @@
+"""The blocks that a packed decoder compiles, on a CPU and where tokens are multiplied in tiles."""
+
+import itertools
+
+import jax
+import pytest
+
+import jax_sa
+from jax_sa import packed_blocks
+from jax_sa.packed_blocks import TILE
+
+SIZES = list(itertools.product([1, 2, 8, 32, 128, 1000], [0, 1, 32], [1000, 1024, 4096]))
+
+
+def blocks_of(rows, drafted, budget):
+    widths = packed_blocks.step_widths(rows, drafted, budget)
+    return widths, packed_blocks.make_blocks(rows, widths, budget)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize(("rows", "drafted", "budget"), SIZES)
+def test_every_step_has_a_block(monkeypatch, backend, rows, drafted, budget):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    widths, blocks = blocks_of(rows, drafted, budget)
+    assert widths[0] == rows
+    assert widths[-1] == min(rows * (1 + drafted), rows + packed_blocks.MAX_DRAFTED, budget)
+    assert list(widths) == sorted(set(widths))
+    plain, reading = blocks[: len(widths)], blocks[len(widths) :]
+    assert [(b.total, b.judged, b.reads_prompts) for b in plain] == [(w, w, False) for w in widths]
+    assert reading and all(b.reads_prompts for b in reading)
+    assert reading[-1].total == budget
+    for shorter, longer in itertools.pairwise(reading):
+        assert shorter.total < longer.total and shorter.judged <= longer.judged
+    assert all(rows <= b.judged <= b.total for b in reading)
+
+
+@pytest.mark.parametrize(("rows", "drafted", "budget"), SIZES)
+def test_no_two_blocks_take_an_accelerator_the_same_time(monkeypatch, rows, drafted, budget):
+    """But for the narrowest, in which no draft is laid out."""
+    of_cpu, _ = blocks_of(rows, drafted, budget)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    widths, blocks = blocks_of(rows, drafted, budget)
+    assert set(widths) <= set(of_cpu)
+    for sizes in (widths[1:], [b.total for b in blocks if b.reads_prompts]):
+        tiles = [-(-size // TILE) for size in sizes]
+        assert tiles == sorted(set(tiles))
+
+
+def test_few_rows_have_few_blocks_on_an_accelerator(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    decoder = jax_sa.PackedDecoder(lambda *_: None)
+    assert decoder.widths(1) == (1, 33)
+    assert decoder.widths(8) == (8, 48, 104, 264)
+    assert decoder.widths(8, drafts=False) == (8,)
