@@ -33,9 +33,9 @@ from jax_sa.packed_queue import (
     begin_no_more,
     end,
     goes_on,
-    is_settled,
     make_queue,
     note,
+    outlook,
     refill,
     unfinished,
 )
@@ -331,6 +331,7 @@ class PackedDecoder(DraftOptions):
         """Goes on until all is done, or for so many calls of the model."""
         last = work.calls + jnp.minimum(max_calls, INT32_MAX - work.calls)
         blocks = self._blocks(work.rows)
+        many = work.rows.idle.size > FEW_ROWS
 
         def plan(work: Work) -> Plan:
             return plan_step(work.rows, blocks, costs)
@@ -340,27 +341,25 @@ class PackedDecoder(DraftOptions):
             return note(work, rows, emitted), emitted.finished
 
         def any_step(work: Work, ended: jax.Array, calm: jax.Array) -> tuple:
-            many = ended.size > FEW_ROWS
             if many:
-                work = refill(work, queue, ended)
+                work, ended = refill(work, queue, ended)
             planned = plan(work)
-            work, ended = step(work, planned)
-            goes = goes_on(work, queue, last) if many else is_settled(work, queue, last, ended)
-            calm = jnp.where(planned.is_plain & ~jnp.any(ended), calm + 1, 0)
-            return goes & (calm < PATIENCE), work, ended, calm
+            work, now = step(work, planned)
+            goes, settled = outlook(work, queue, last, ended | now)
+            calm = jnp.where(planned.is_plain & settled, calm + 1, 0)
+            return (goes if many else settled) & (calm < PATIENCE), work, ended | now, calm
 
         def stays_plain(work: Work, ended: jax.Array) -> jax.Array:
-            return is_settled(work, queue, last, ended) & plan(work).is_plain
+            return outlook(work, queue, last, ended)[1] & plan(work).is_plain
 
         def plain_step(work: Work, ended: jax.Array) -> tuple:
-            del ended  # none for which a prompt waits
-            work, ended = step(work, plain_plan(work.rows, blocks[0]))
-            return stays_plain(work, ended), work, ended
+            work, now = step(work, plain_plan(work.rows, blocks[0]))
+            return stays_plain(work, ended | now), work, ended | now
 
         def steps(work: Work, ended: jax.Array) -> tuple:
-            work = refill(work, queue, ended)
-            none, calm = jnp.zeros_like(ended), jnp.zeros_like(work.calls)
-            work, ended, _ = _repeat(any_step, goes_on(work, queue, last), work, none, calm)
+            work, ended = refill(work, queue, ended)
+            calm = jnp.zeros_like(work.calls)
+            work, ended, _ = _repeat(any_step, goes_on(work, queue, last), work, ended, calm)
             work, ended = _repeat(plain_step, stays_plain(work, ended), work, ended)
             return goes_on(work, queue, last), work, ended
 

@@ -29,6 +29,10 @@ from jax_sa.state import AnyState
 COUNTS = 5
 """The numbers behind the tokens of an answer: see `Work.answers`."""
 
+ROWS_OF_ONE = 32
+"""Prompts wait until one row of so many has ended, and begin together: a step that reads prompts
+takes longer, however few they are, and rows that are idle for a few steps cost less."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +158,10 @@ def goes_on(work: Work, queue: Queue, last: jax.Array) -> jax.Array:
     return unfinished(work, queue) & (work.calls < last)
 
 
-def is_settled(work: Work, queue: Queue, last: jax.Array, ended: jax.Array) -> jax.Array:
-    """bool[] whether it goes on with the rows as they are: no prompt waits for one that has ended.
+def outlook(
+    work: Work, queue: Queue, last: jax.Array, ended: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """bool[] whether it goes on; bool[] whether with the rows as they are: no prompt begins now.
 
     Args:
       work: as it is now.
@@ -163,14 +169,22 @@ def is_settled(work: Work, queue: Queue, last: jax.Array, ended: jax.Array) -> j
       last: int32[] calls of the model at most.
       ended: bool[B] rows that have ended since idle rows were given prompts.
     """
-    waited_for = ended & (work.begun < queue.count)
-    at_work = jnp.where(work.rows.idle, 0, 1)
-    # One maximum in place of two questions: on a GPU, each is a kernel.
-    return (jnp.max(jnp.where(waited_for, 2, at_work)) == 1) & (work.calls < last)
+    is_working, wanted = _wanted(work, queue, ended)
+    may = work.calls < last
+    return may & (is_working | (work.begun < queue.count)), may & is_working & ~wanted
 
 
-def refill(work: Work, queue: Queue, ended: jax.Array) -> Work:
-    """Gives idle rows the next prompts, as far as there are pages for them, if some row has ended.
+def _wanted(work: Work, queue: Queue, ended: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """bool[] whether some row is at work; bool[] whether idle rows are to be given prompts."""
+    # One sum in place of two: on a GPU, each is a kernel.
+    num_working, num_ended = jnp.sum(jnp.stack([~work.rows.idle, ended]).astype(jnp.int32), axis=1)
+    waiting = queue.count - work.begun
+    enough = num_ended >= jnp.clip(waiting, 1, max(1, ended.size // ROWS_OF_ONE))
+    return num_working > 0, (waiting > 0) & (enough | (num_working == 0))
+
+
+def refill(work: Work, queue: Queue, ended: jax.Array) -> tuple[Work, jax.Array]:
+    """Gives idle rows the next prompts, as far as there are pages for them, if enough have ended.
 
     Until a row ends, doing it again changes nothing. It is a branch, as in most steps none does.
 
@@ -178,8 +192,11 @@ def refill(work: Work, queue: Queue, ended: jax.Array) -> Work:
       work: as it is now.
       queue: of its prompts.
       ended: bool[B] rows that have ended since idle rows were given prompts.
+
+    Returns:
+      The work, and the rows that have ended since.
     """
-    wanted = jnp.any(ended) & (work.begun < queue.count)
+    _, wanted = _wanted(work, queue, ended)
 
     def keep(changing: tuple[Any, ...]) -> tuple[jax.Array, tuple[Any, ...]]:
         return work.begun, changing
@@ -190,7 +207,8 @@ def refill(work: Work, queue: Queue, ended: jax.Array) -> Work:
 
     changing = changed_by_admission(work.rows)
     begun, changed = run_branch(wanted.astype(jnp.int32), [keep, fill], changing)
-    return dataclasses.replace(work, rows=with_admission(work.rows, changed), begun=begun)
+    work = dataclasses.replace(work, rows=with_admission(work.rows, changed), begun=begun)
+    return work, ended & ~wanted
 
 
 def _begin_next(rows: Rows, begun: jax.Array, queue: Queue) -> tuple[jax.Array, Rows]:

@@ -11,7 +11,7 @@ from packed_model import all_greedy, answers
 from toy_model import TABLE, VOCABULARY
 
 import jax_sa
-from jax_sa import packed_decoder
+from jax_sa import packed_decoder, packed_queue
 
 PARAMS = jnp.asarray(TABLE)
 N, P, G, CAPACITY = 11, 24, 20, 64
@@ -92,6 +92,25 @@ def test_which_loop_a_step_is_in_never_matters(monkeypatch, patience, few_rows):
     wanted = decode(limits=LIMITS, costs=costs)
     assert done.calls == wanted.calls and (done.drafted == wanted.drafted).all()
     assert (done.steps > done.accepted).any() and done.drafted.any()
+
+
+@pytest.mark.parametrize("few_rows", [1, 16])
+@pytest.mark.parametrize("kind", ["pages", "few-pages"])
+def test_prompts_that_begin_together(monkeypatch, kind, few_rows):
+    """When two of four rows have ended, or as many as prompts are left, or all that are at work."""
+    limits = LIMITS.at[0].set(3).at[1].set(9)
+
+    def run(decoder):
+        buffers = {"cache": make_cache(kind, 4), "state": jax_sa.init(4, CAPACITY)}
+        return decode(decoder, rows=4, limits=limits, **buffers)
+
+    at_once = run(DECODER)
+    monkeypatch.setattr(packed_queue, "ROWS_OF_ONE", 2)
+    monkeypatch.setattr(packed_decoder, "FEW_ROWS", few_rows)
+    decoder = dataclasses.replace(DECODER, model=lambda *arguments: packed_model.model(*arguments))
+    done = run(decoder)  # which is traced anew
+    assert_plain(done, limits)
+    assert done.calls != at_once.calls
 
 
 def test_fewer_prompts_than_rows():
