@@ -13,14 +13,14 @@ from jax_sa.state import AnyState
 CALIBRATION_TOKENS = 8
 """New tokens that a calibration needs at least, to see steps of every width."""
 
-MAX_SLICE = 32
+MAX_SLICE = 64
 """Steps that are timed together at most."""
 
 SLICE_SECONDS = 0.05
 """A slice of more than one step takes no longer."""
 
-WIDTH_SECONDS = 0.15
-"""Slices of each width are timed, one in a round, until they take about so long together."""
+SECONDS = 2.0
+"""Slices of all widths are timed, one of each in a round, until all rounds take about so long."""
 
 ROUNDS = (3, 12)
 """The least and the most rounds; of each width's slices the fastest counts."""
@@ -99,26 +99,28 @@ def measure_costs(
         jnp.where(jnp.arange(num_widths) == width, 1.0, jnp.inf).astype(jnp.float32)
         for width in range(num_widths)
     ]
-    cheapest, dearest = _warm_up(watch, forced)
-    steps = int(np.clip(SLICE_SECONDS / dearest, 1, MAX_SLICE))
+    rough = _warm_up(watch, forced)
+    steps = int(np.clip(SLICE_SECONDS / np.max(rough), 1, MAX_SLICE))
     while True:
-        rounds = int(np.clip(WIDTH_SECONDS / (steps * cheapest), *ROUNDS))
+        rounds = int(np.clip(SECONDS / (steps * np.sum(rough)), *ROUNDS))
         seconds, done = _time_rounds(watch, forced, steps, rounds, on_progress)
         if done == steps:
             break
         steps = min(done, steps // 2)  # at most half, so that this does not go on for long
     call, *best = np.min(seconds, axis=0)
     # At least half, because clocks are not exact, and a step never costs nothing.
-    return _smooth(np.maximum(np.subtract(best, call), np.divide(best, 2)) / steps), watch.work
+    steps_alone = np.maximum(np.subtract(best, call), np.divide(best, 2))
+    return _smooth(steps_alone / steps), watch.work
 
 
-def _warm_up(watch: _Stopwatch, forced: list[jax.Array]) -> tuple[float, float]:
-    """The seconds of a call of one step, of the cheapest and of the dearest width."""
+def _warm_up(watch: _Stopwatch, forced: list[jax.Array]) -> np.ndarray:
+    """float[W] the seconds of a step of each width, roughly."""
     seconds = []
     for costs in forced:
         watch.time(costs, 1)  # the first run of a program takes longer
         seconds.append(watch.time(costs, 1)[0])
-    return min(seconds), max(seconds)
+    call, _ = watch.time(forced[0], 0)
+    return np.maximum(np.subtract(seconds, call), np.divide(seconds, 8))
 
 
 def _time_rounds(

@@ -17,6 +17,7 @@ class Work:
         self.lengths, self.seconds, self.call, self.idle = lengths, seconds, call, idle
         self.now, self.restarts = 0.0, 0
         self.first, self.is_first = first, True
+        self.slices = set()
         monkeypatch.setattr(calibration.time, "perf_counter", lambda: self.now)
 
     def restart(self, left):
@@ -26,6 +27,7 @@ class Work:
 
     def advance(self, left, costs, steps):
         width = int(jnp.argmin(costs))
+        self.slices.add(steps)
         left = min(left, self.lengths[width])
         done = min(steps, left)
         self.now += self.call + (done * self.seconds[width] if done else self.idle)
@@ -67,6 +69,13 @@ def test_a_slow_step_after_each_restart_is_not_taken_for_a_width(monkeypatch, to
     work = Work(monkeypatch, lengths, seconds, call=1e-3, first=20e-3)
     assert work.measure().tolist() == pytest.approx(seconds, rel=1e-3)
     assert work.restarts > 3
+
+
+def test_a_call_that_takes_longer_than_a_step_leaves_slices_long(monkeypatch):
+    """What is not known of it exactly falls on many steps."""
+    work = Work(monkeypatch, [500, 500], [0.5e-3, 0.7e-3], call=2e-3)
+    work.measure()
+    assert work.slices == {0, 1, calibration.MAX_SLICE}
 
 
 def test_work_without_a_step_is_an_error(monkeypatch):
