@@ -21,8 +21,9 @@ MAX_DRAFTED = 512
 READING_WIDTH = 3.0
 """Tokens a row, on average, beside the prompt tokens of a step that reads prompts."""
 
-SHORT_CHUNK = 128
-"""Prompt tokens that the shorter block of a step that reads prompts has room for."""
+CHUNKS, CHUNKS_ON_CPU = (128,), (32, 128, 384)
+"""Prompt tokens for which the shorter blocks of steps that read prompts have room. On a CPU, a
+place that is left takes as long as one that is used."""
 
 TILE = 64
 """Tokens that an accelerator multiplies with a matrix at once: those of a tile that is not full
@@ -67,10 +68,11 @@ def make_blocks(rows: int, widths: tuple[int, ...], budget: int) -> list[Block]:
     """
     # A single row that reads its prompt leaves none that could have a draft.
     judged = min(int(READING_WIDTH * rows), widths[-1]) if rows > 1 else rows
+    chunks = CHUNKS_ON_CPU if _counts_each_token() else CHUNKS
+    sizes = [(rows + chunks[0], rows), *((judged + chunk, judged) for chunk in chunks)]
     reading = [
-        Block(min(rows + SHORT_CHUNK, budget), rows, reads_prompts=True),
-        Block(min(judged + SHORT_CHUNK, budget), judged, reads_prompts=True),
-        Block(budget, judged, reads_prompts=True),
+        Block(min(total, budget), judged, reads_prompts=True)
+        for total, judged in (*sizes, (budget, judged))
     ]
     return [
         *(Block(width, width, reads_prompts=False) for width in widths),
@@ -83,5 +85,10 @@ T = TypeVar("T")
 
 def _worthwhile(sizes: Iterable[T], tokens: Callable[[T], int]) -> list[T]:
     """Of ascending sizes those with more tokens than any that takes as long."""
-    tile = 1 if jax.default_backend() == "cpu" else TILE
+    tile = 1 if _counts_each_token() else TILE
     return list({-(-tokens(size) // tile): size for size in sizes}.values())
+
+
+def _counts_each_token() -> bool:
+    """Whether a token more takes longer, however many there are."""
+    return jax.default_backend() == "cpu"

@@ -11,7 +11,7 @@ from packed_model import all_greedy, answers
 from toy_model import TABLE, VOCABULARY
 
 import jax_sa
-from jax_sa import packed_decoder, packed_queue
+from jax_sa import packed_blocks, packed_decoder, packed_queue
 
 PARAMS = jnp.asarray(TABLE)
 N, P, G, CAPACITY = 11, 24, 20, 64
@@ -187,8 +187,8 @@ class CountingCache:
     steps: jax.Array
 
 
-BLOCKS = (3, 3 + 128, 9 + 128, 1024)
-"""Without prompts and drafts; of those with prompts, without drafts, with them, and the longest."""
+BLOCKS = (3, 3 + 32, 9 + 32, 9 + 128, 9 + 384, 1024)
+"""Without prompts and drafts; of those with prompts, without drafts, with them, and longer ones."""
 
 
 def counting_model(params, tokens, rows, positions, cache):
@@ -200,25 +200,28 @@ def counting_model(params, tokens, rows, positions, cache):
 @pytest.mark.parametrize(
     ("width", "drafts", "expected"),
     [
-        (P, True, [True, True, True, False]),
-        (P, False, [True, True, False, False]),
-        (200, True, [True, False, True, True]),
-        (200, False, [True, True, False, True]),
+        (P, True, [True, True, True, False, False, False]),
+        (P, False, [True, True, False, False, False, False]),
+        (200, True, [False, True, True, True, True, False]),
+        (200, False, [True, True, False, True, True, False]),
+        (600, False, [True, True, False, True, True, True]),
     ],
 )
-def test_prompts_are_read_in_the_block_that_suits(width, drafts, expected):
+def test_prompts_are_read_in_the_block_that_suits(monkeypatch, width, drafts, expected):
     """Three rows read at once at first, and one by one later."""
+    monkeypatch.setattr(packed_blocks, "_counts_each_token", lambda: True)
     decoder = dataclasses.replace(DECODER, model=counting_model, budget=1024)
     limits = ALL.at[:3].set(jnp.asarray([5, 10, 15], jnp.int32))
     lengths = LENGTHS + width - P
     prompts = jnp.pad(PROMPTS, ((0, 0), (width - P, 0)), constant_values=7)
     costs = jnp.ones(len(decoder.widths(3)), jnp.float32)
+    no_steps = jnp.zeros(len(BLOCKS), jnp.int32)
     done = decode(
         decoder,
         prompts=prompts,
         prompt_lengths=lengths,
         limits=limits,
-        cache=CountingCache(packed_model.row_cache(3, width + G), jnp.zeros(4, jnp.int32)),
+        cache=CountingCache(packed_model.row_cache(3, width + G), no_steps),
         state=jax_sa.init(3, width + G),
         costs=costs if drafts else costs.at[1:].set(jnp.inf),
     )
