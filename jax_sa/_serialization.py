@@ -1,5 +1,6 @@
 """Lets `jax.export` write programs that take or return the pytrees of this package to a file."""
 
+import functools
 import json
 from typing import Any
 
@@ -32,8 +33,9 @@ PYTREES = (
 """What ops and decoders take and return, and what these hold."""
 
 
+@functools.cache  # jax.export is told but once, also where this package is reloaded
 def register() -> None:
-    """Tells `jax.export` of them, each by its public name. Once for each process."""
+    """Tells `jax.export` of them, each by its name."""
     for type_ in PYTREES:
         jax.export.register_pytree_node_serialization(
             type_,

@@ -21,7 +21,7 @@ MAX_DRAFTED = 512
 READING_WIDTH = 3.0
 """Tokens a row, on average, beside the prompt tokens of a step that reads prompts."""
 
-CHUNKS, CHUNKS_ON_CPU = (128,), (32, 128, 384)
+CHUNKS, CHUNKS_ON_CPU = (128,), (128, 384)
 """Prompt tokens for which the shorter blocks of steps that read prompts have room. On a CPU, a
 place that is left takes as long as one that is used."""
 

@@ -29,8 +29,8 @@ from jax_sa.state import AnyState
 COUNTS = 5
 """The numbers behind the tokens of an answer: see `Work.answers`."""
 
-ROWS_OF_ONE = 32
-"""Prompts wait until one row of so many has ended, and begin together: a step that reads prompts
+REFILL_SHARE = 32
+"""Prompts wait until one row in so many has ended, and begin together: a step that reads prompts
 takes longer, however few they are, and rows that are idle for a few steps cost less."""
 
 
@@ -179,7 +179,7 @@ def _wanted(work: Work, queue: Queue, ended: jax.Array) -> tuple[jax.Array, jax.
     # One sum in place of two: on a GPU, each is a kernel.
     num_working, num_ended = jnp.sum(jnp.stack([~work.rows.idle, ended]).astype(jnp.int32), axis=1)
     waiting = queue.count - work.begun
-    enough = num_ended >= jnp.clip(waiting, 1, max(1, ended.size // ROWS_OF_ONE))
+    enough = num_ended >= jnp.clip(waiting, 1, max(1, ended.size // REFILL_SHARE))
     return num_working > 0, (waiting > 0) & (enough | (num_working == 0))
 
 

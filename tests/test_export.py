@@ -1,6 +1,7 @@
 """Exported programs: for several platforms at once, serialised and called again."""
 
 import dataclasses
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,10 @@ def test_a_pytree_is_serialised(type_):
     again = jax.export.deserialize(exported.serialize())
     assert again.in_tree == exported.in_tree
     assert again.out_tree == exported.out_tree == jax.tree.structure(tree)
+
+
+def test_the_package_can_be_reloaded():
+    importlib.reload(jax_sa)
 
 
 def test_all_public_pytrees_are_serialised():

@@ -105,7 +105,7 @@ def test_prompts_that_begin_together(monkeypatch, kind, few_rows):
         return decode(decoder, rows=4, limits=limits, **buffers)
 
     at_once = run(DECODER)
-    monkeypatch.setattr(packed_queue, "ROWS_OF_ONE", 2)
+    monkeypatch.setattr(packed_queue, "REFILL_SHARE", 2)
     monkeypatch.setattr(packed_decoder, "FEW_ROWS", few_rows)
     decoder = dataclasses.replace(DECODER, model=lambda *arguments: packed_model.model(*arguments))
     done = run(decoder)  # which is traced anew
@@ -187,7 +187,7 @@ class CountingCache:
     steps: jax.Array
 
 
-BLOCKS = (3, 3 + 32, 9 + 32, 9 + 128, 9 + 384, 1024)
+BLOCKS = (3, 3 + 128, 9 + 128, 9 + 384, 1024)
 """Without prompts and drafts; of those with prompts, without drafts, with them, and longer ones."""
 
 
@@ -200,11 +200,11 @@ def counting_model(params, tokens, rows, positions, cache):
 @pytest.mark.parametrize(
     ("width", "drafts", "expected"),
     [
-        (P, True, [True, True, True, False, False, False]),
-        (P, False, [True, True, False, False, False, False]),
-        (200, True, [False, True, True, True, True, False]),
-        (200, False, [True, True, False, True, True, False]),
-        (600, False, [True, True, False, True, True, True]),
+        (P, True, [True, True, True, False, False]),
+        (P, False, [True, True, False, False, False]),
+        (200, True, [False, True, True, True, False]),
+        (200, False, [True, True, False, True, False]),
+        (600, False, [True, True, False, True, True]),
     ],
 )
 def test_prompts_are_read_in_the_block_that_suits(monkeypatch, width, drafts, expected):
