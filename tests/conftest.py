@@ -12,6 +12,9 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from jax_sa import calibration
+
+calibration.SECONDS = 0.3  # no test is about what a step costs here
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

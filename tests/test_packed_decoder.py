@@ -94,8 +94,7 @@ def test_which_loop_a_step_is_in_never_matters(monkeypatch, patience, few_rows):
     assert (done.steps > done.accepted).any() and done.drafted.any()
 
 
-@pytest.mark.parametrize("few_rows", [1, 16])
-@pytest.mark.parametrize("kind", ["pages", "few-pages"])
+@pytest.mark.parametrize(("kind", "few_rows"), [("pages", 16), ("few-pages", 1)])
 def test_prompts_that_begin_together(monkeypatch, kind, few_rows):
     """When two of four rows have ended, or as many as prompts are left, or all that are at work."""
     limits = LIMITS.at[0].set(3).at[1].set(9)
