@@ -120,6 +120,7 @@ def _warm_up(watch: _Stopwatch, forced: list[jax.Array]) -> np.ndarray:
         watch.time(costs, 1)  # the first run of a program takes longer
         seconds.append(watch.time(costs, 1)[0])
     call, _ = watch.time(forced[0], 0)
+    # Not less than an eighth: one step and one call are too few to tell them apart any better.
     return np.maximum(np.subtract(seconds, call), np.divide(seconds, 8))
 
 
