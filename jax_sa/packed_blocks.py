@@ -29,6 +29,10 @@ TILE = 64
 """Tokens that an accelerator multiplies with a matrix at once: those of a tile that is not full
 take as long. On a CPU, each token counts."""
 
+GROWTH = 1.5
+"""Of two blocks for an accelerator, the tiles of the longer by those of the shorter at least: where
+there are few more, little time is saved by having both, which takes longer to compile."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -58,8 +62,8 @@ def step_widths(rows: int, drafted: int, budget: int) -> tuple[int, ...]:
 def make_blocks(rows: int, widths: tuple[int, ...], budget: int) -> list[Block]:
     """The blocks to compile: one for each width, then those that read prompts, as they grow.
 
-    Of these, the first has no room for drafts if that makes it faster, and the last is as long as
-    the budget allows.
+    Of these, the first has no room for drafts if that makes it much faster, and the last is as long
+    as the budget allows.
 
     Args:
       rows: B.
@@ -76,7 +80,7 @@ def make_blocks(rows: int, widths: tuple[int, ...], budget: int) -> list[Block]:
     ]
     return [
         *(Block(width, width, reads_prompts=False) for width in widths),
-        *_worthwhile(reading, lambda block: block.total),
+        *_worthwhile(reading[::-1], lambda block: block.total)[::-1],
     ]
 
 
@@ -84,9 +88,20 @@ T = TypeVar("T")
 
 
 def _worthwhile(sizes: Iterable[T], tokens: Callable[[T], int]) -> list[T]:
-    """Of ascending sizes those with more tokens than any that takes as long."""
-    tile = 1 if _counts_each_token() else TILE
-    return list({-(-tokens(size) // tile): size for size in sizes}.values())
+    """Of sizes, the most important first, those that take another time than each before them.
+
+    The longest of those that take the same time stands for all of them.
+    """
+    tile, growth = (1, 1.0) if _counts_each_token() else (TILE, GROWTH)
+    longest: dict[int, T] = {}
+    for size in sizes:
+        tiles = -(-tokens(size) // tile)
+        longest[tiles] = max(size, longest.get(tiles, size), key=tokens)
+    kept: dict[int, T] = {}
+    for tiles, size in longest.items():
+        if all(max(tiles, other) >= growth * min(tiles, other) for other in kept):
+            kept[tiles] = size
+    return list(kept.values())
 
 
 def _counts_each_token() -> bool:
