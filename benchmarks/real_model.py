@@ -112,20 +112,27 @@ class Bench:
         state = jax_sa.init(rows, size) if drafts else None
         pool = jax_sa.init_pool(self.args.pool) if drafts and self.args.pool else None
         options: dict[str, Any] = {"rows": rows, "max_new_tokens": new}
+        followers = drafts and self.args.followers
         if setting.temperature > 0:
             options["sampling"] = jax_sa.Sampling(jax.random.key(0), setting.temperature)
         begun = time.perf_counter()
         costs, cache, state = decoder.calibrate(
-            self.params, prompts, lengths, cache, state=state, pool=pool, **options
+            *(self.params, prompts, lengths, cache),
+            state=state,
+            pool=pool,
+            followers=self.unknown() if followers else None,
+            **options,
         )
         compile_seconds = time.perf_counter() - begun
         seconds = []
         for _ in range(self.args.runs):
+            unknown = self.unknown() if followers else None  # what a run learns, it forgets
             begun = time.perf_counter()
             done = decoder.generate(
                 *(self.params, prompts, lengths, cache),
                 state=state,
                 pool=pool,
+                followers=unknown,
                 costs=costs,
                 **options,
             )
@@ -133,6 +140,10 @@ class Bench:
             seconds.append(time.perf_counter() - begun)
             cache, state, pool = done.cache, done.state, done.pool
         return Measured(seconds, compile_seconds, done, costs)
+
+    def unknown(self) -> jax_sa.Followers:
+        """Followers of which none is known."""
+        return jax_sa.init_followers(self.config.vocab_size)
 
 
 def compare(setting: Setting, none: Measured, sa: Measured) -> dict[str, Any]:
@@ -196,10 +207,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="also draft from a pool of C tokens, to which the prompts are new in the first run",
     )
     add("--tree_nodes", type=positive, metavar="N", help="draft trees of at most N nodes a row")
+    add("--followers", action="store_true", help="also draft what the model expected of each token")
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     add("--ignore_eos", action="store_true", help="always write all new tokens")
     add_json(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.followers and args.tree_nodes is None:
+        parser.error("argument --followers: expected --tree_nodes too, since trees hold them")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

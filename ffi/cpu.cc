@@ -1,6 +1,8 @@
 // The CPU handlers and the module `jax_sa._cpu`.
 #include "automaton_handlers.h"
 #include "draft_tree_handlers.h"
+#include "followers_handlers.h"
+#include "followers_host.h"
 #include "fused_copy_handlers.h"
 #include "fused_copy_host.h"
 #include "module.h"
@@ -33,6 +35,7 @@ using CpuAutomaton = AutomatonHandlers<CpuRunner>;
 using CpuDraftTree = DraftTreeHandlers<CpuRunner>;
 using CpuWholeSlots = WholeSlotsHandlers<CpuRunner>;
 using CpuPool = PoolHandlers<CpuRunner>;
+using CpuFollowers = FollowersHandlers<CpuRunner>;
 using CpuScan = ScanHandlers<CpuRunner>;
 using CpuSeqlens = SeqlensHandlers<CpuRunner>;
 using CpuFusedCopy = FusedCopyHandlers<CpuRunner>;
@@ -52,6 +55,7 @@ XLA_FFI_DEFINE_HANDLER(kInsert, CpuWholeSlots::insert, CpuWholeSlots::bind_inser
 XLA_FFI_DEFINE_HANDLER(kCopySlots, CpuWholeSlots::copy_slots, CpuWholeSlots::bind_copy_slots());
 XLA_FFI_DEFINE_HANDLER(kPoolInsert, CpuPool::insert, CpuPool::bind_insert());
 XLA_FFI_DEFINE_HANDLER(kPoolInsertSlots, CpuPool::insert_slots, CpuPool::bind_insert_slots());
+XLA_FFI_DEFINE_HANDLER(kNoteFollowers, CpuFollowers::note, CpuFollowers::bind_note());
 XLA_FFI_DEFINE_HANDLER(kScanExtend, CpuScan::extend, CpuScan::bind_extend());
 XLA_FFI_DEFINE_HANDLER(kScanLookup, CpuScan::lookup, CpuScan::bind_lookup());
 XLA_FFI_DEFINE_HANDLER(kScanExtendLookup, CpuScan::extend_lookup, CpuScan::bind_extend_lookup());
@@ -72,6 +76,7 @@ PYBIND11_MODULE(_cpu, module) {
                          {"copy_slots", kCopySlots},
                          {"pool_insert", kPoolInsert},
                          {"pool_insert_slots", kPoolInsertSlots},
+                         {"note_followers", kNoteFollowers},
                          {"scan_extend", kScanExtend},
                          {"scan_lookup", kScanLookup},
                          {"scan_extend_lookup", kScanExtendLookup},

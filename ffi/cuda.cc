@@ -2,6 +2,7 @@
 // imports on machines without a GPU.
 #include "automaton_handlers.h"
 #include "draft_tree_handlers.h"
+#include "followers_handlers.h"
 #include "fused_copy_handlers.h"
 #include "kernels.h"
 #include "module.h"
@@ -32,6 +33,7 @@ using CudaPrefill = PrefillHandlers<CudaRunner>;
 using CudaDraftTree = DraftTreeHandlers<CudaRunner>;
 using CudaWholeSlots = WholeSlotsHandlers<CudaRunner>;
 using CudaPool = PoolHandlers<CudaRunner>;
+using CudaFollowers = FollowersHandlers<CudaRunner>;
 using CudaScan = ScanHandlers<CudaRunner>;
 using CudaSeqlens = SeqlensHandlers<CudaRunner>;
 using CudaFusedCopy = FusedCopyHandlers<CudaRunner>;
@@ -59,6 +61,7 @@ XLA_FFI_DEFINE_HANDLER(kCopySlots, CudaWholeSlots::copy_slots, CudaWholeSlots::b
 XLA_FFI_DEFINE_HANDLER(kPoolInsert, CudaPool::insert, CudaPool::bind_insert(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kPoolInsertSlots, CudaPool::insert_slots, CudaPool::bind_insert_slots(),
                        kTraits);
+XLA_FFI_DEFINE_HANDLER(kNoteFollowers, CudaFollowers::note, CudaFollowers::bind_note(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kScanExtend, CudaScan::extend, CudaScan::bind_extend(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kScanLookup, CudaScan::lookup, CudaScan::bind_lookup(), kTraits);
 XLA_FFI_DEFINE_HANDLER(kScanExtendLookup, CudaScan::extend_lookup, CudaScan::bind_extend_lookup(),
@@ -81,6 +84,7 @@ PYBIND11_MODULE(_cuda, module) {
                          {"copy_slots", kCopySlots},
                          {"pool_insert", kPoolInsert},
                          {"pool_insert_slots", kPoolInsertSlots},
+                         {"note_followers", kNoteFollowers},
                          {"scan_extend", kScanExtend},
                          {"scan_lookup", kScanLookup},
                          {"scan_extend_lookup", kScanExtendLookup},

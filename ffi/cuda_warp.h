@@ -42,6 +42,11 @@ struct CudaWarp {
     return __shfl_sync(kAllLanes, static_cast<int32_t>(value(own_lane)), from);
   }
 
+  template <class T, class From, class Value>
+  JAX_SA_FN void gather(PerLane<T>& x, From from, Value value) const {
+    x.value = __shfl_sync(kAllLanes, value(own_lane), from(own_lane));
+  }
+
   template <class T>
   JAX_SA_FN void set(PerLane<T>& x, int32_t lane, T value) const {
     if (own_lane == lane) x.value = value;

@@ -3,12 +3,14 @@
 // Candidates come in a fixed order, the leader first. How many tokens each gives grows with its
 // match: the leader's `factor * match length`, the others' half of that. Each joins the earlier
 // candidate with which it shares the longest prefix, and adds what it does not share as new nodes,
-// so nodes stand in the order of the candidates, and a parent before its children.
+// so nodes stand in the order of the candidates, and a parent before its children. Followers come
+// last.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
+#include "follower_tree.h"
 #include "rows.h"
 
 namespace jax_sa {
@@ -126,11 +128,25 @@ class DraftTree {
     ++count_;
   }
 
+  // With the followers of a text's last token.
+  JAX_SA_FN void write(const Trees& trees, int32_t row, const FollowerGroup& followers,
+                       const Growth& growth, int32_t last_token, int32_t max_depth) const {
+    int32_t size = write_chains(trees, row);
+    if (followers.vocabulary > 0) {
+      size = grow(trees, row, size, followers, growth, last_token, max_depth);
+    }
+    write_end(trees, row, size);
+  }
   JAX_SA_FN void write(const Trees& trees, int32_t row) const {
+    write_end(trees, row, write_chains(trees, row));
+  }
+
+ private:
+  // Writes the candidates, and returns how many nodes they have.
+  JAX_SA_FN int32_t write_chains(const Trees& trees, int32_t row) const {
     const TreeShape shape = shape_at(fitting_scale());
     const int32_t size = shape.size < max_nodes_ ? shape.size : max_nodes_;
     const int64_t first = static_cast<int64_t>(row) * max_nodes_;
-    warp_.only(0, [&](int32_t) { trees.length[row] = size; });
     for (int32_t c = 0; c < count_; ++c) {
       const Chain& chain = chain_[c];
       const int32_t new_nodes = shape.length[c] - shape.attach[c];
@@ -149,6 +165,61 @@ class DraftTree {
         }
       });
     }
+    return size;
+  }
+
+  // Writes followers behind the first `size` nodes, and returns how many nodes there are then.
+  JAX_SA_FN int32_t grow(const Trees& trees, int32_t row, int32_t size,
+                         const FollowerGroup& followers, const Growth& growth, int32_t last_token,
+                         int32_t max_depth) const {
+    constexpr int32_t kNowhere = -2, kNew = -3;
+    const int64_t first = static_cast<int64_t>(row) * max_nodes_;
+    const int32_t of_chains = size, room = max_nodes_ - size;
+    const int32_t tried = room < kMaxGrown ? room : kMaxGrown;
+    if (tried == 0) return size;
+    // Of each lane's follower; of what it follows.
+    typename Warp::template PerLane<int32_t> node, token, node_before, token_before;
+    warp_.each(kWindow, [&](int32_t lane) { node[lane] = kNowhere, token[lane] = kNoFollower; });
+    const auto parent = [&](int32_t lane) {
+      return growth.parent[lane] < 0 ? 0 : growth.parent[lane];
+    };
+    for (int32_t depth = 1; depth <= growth.deepest && depth <= max_depth; ++depth) {
+      warp_.gather(node_before, parent, [&](int32_t lane) { return node[lane]; });
+      warp_.gather(token_before, parent, [&](int32_t lane) { return token[lane]; });
+      warp_.each(tried, [&](int32_t lane) {
+        if (growth.depth[lane] != depth) return;
+        const int32_t above = depth == 1 ? kTreeRoot : node_before[lane];
+        if (above == kNowhere) return;
+        const int32_t before = depth == 1 ? last_token : token_before[lane];
+        token[lane] = followers.at(before, growth.rank[lane]);
+        if (token[lane] < 0) return;
+        node[lane] = kNew;
+        for (int32_t i = 0; i < of_chains; ++i) {
+          if (trees.parents[first + i] == above && trees.tokens[first + i] == token[lane]) {
+            node[lane] = i;
+          }
+        }
+        node_before[lane] = above;
+      });
+      const uint32_t added = warp_.ballot(tried, [&](int32_t lane) { return node[lane] == kNew; });
+      warp_.each(tried, [&](int32_t lane) {
+        if (node[lane] != kNew) return;
+        node[lane] = size + warp_.count_bits(added & ((1u << lane) - 1));
+        const int64_t at = first + node[lane];
+        trees.tokens[at] = token[lane];
+        trees.parents[at] = node_before[lane];
+        trees.depth[at] = depth;
+        trees.match_length[at] = 1 + growth.rank[lane];
+        trees.source[at] = kSourceFollower;
+      });
+      size += warp_.count_bits(added);
+    }
+    return size;
+  }
+
+  JAX_SA_FN void write_end(const Trees& trees, int32_t row, int32_t size) const {
+    const int64_t first = static_cast<int64_t>(row) * max_nodes_;
+    warp_.only(0, [&](int32_t) { trees.length[row] = size; });
     warp_.each(kWindow, [&](int32_t lane) {
       for (int32_t i = size + lane; i < max_nodes_; i += kWindow) {
         trees.tokens[first + i] = kDraftFill;
@@ -160,7 +231,6 @@ class DraftTree {
     });
   }
 
- private:
   // Factors are multiples of 1 / kScaleOne, so that all of this is exact on every platform.
   static constexpr int32_t kScaleOne = 256;
 
@@ -221,13 +291,14 @@ class DraftTree {
 
 // The candidates: the longest match in the row's own text or, if it is longer, in the pool, and the
 // neural draft, before it or behind it; that of the other; the pool's best with another next token;
-// the text's next longest that ends elsewhere; its longest one's other occurrence.
+// the text's next longest that ends elsewhere; its longest one's other occurrence. Then followers.
 template <class Warp>
 JAX_SA_FN void write_tree(const Warp& warp, const Automaton<Warp>& automaton, const Slot& slot,
-                          const PoolGroup& pool, const NeuralDrafts& neural, int32_t status,
-                          const LookupOptions& options, int32_t limit, const Trees& trees,
-                          int32_t row) {
-  DraftTree<Warp> tree(warp, trees.max_nodes, options.draft_factor);
+                          const PoolGroup& pool, const NeuralDrafts& neural, const Growing& growing,
+                          int32_t status, const LookupOptions& options, int32_t limit,
+                          const Trees& trees, int32_t row) {
+  const FollowerGroup followers = growing.followers.of_row(row);
+  DraftTree<Warp> tree(warp, trees.max_nodes, growing.factor(followers, options.draft_factor));
   const Chain neural_draft = neural_chain(warp, neural, row, limit);
   if (!can_predict(status)) {
     tree.add(neural_draft);
@@ -258,7 +329,8 @@ JAX_SA_FN void write_tree(const Warp& warp, const Automaton<Warp>& automaton, co
   tree.add(pooled(found.second, kPoolOther));
   tree.add(own(next, kOwnOther));
   tree.add(own(other, kOwnOther));
-  tree.write(trees, row);
+  const int32_t last_token = length > 0 ? slot.tokens[length - 1] : kNoFollower;
+  tree.write(trees, row, followers, growing.growth, last_token, limit);
 }
 
 template <class Warp>
@@ -278,6 +350,7 @@ struct LookupTree {
   Rows rows;
   PoolView pool;
   NeuralDrafts neural;
+  Growing growing;
   LookupOptions options;
   Trees trees;
   int32_t max_depth;
@@ -293,7 +366,7 @@ struct LookupTree {
     const int32_t limit = depth_limit(options, max_depth, row);
     const PoolGroup group = pool.of_row(row);
     const Automaton<Warp> automaton(warp, slot);
-    write_tree(warp, automaton, slot, group, neural, status, options, limit, trees, row);
+    write_tree(warp, automaton, slot, group, neural, growing, status, options, limit, trees, row);
   }
 };
 
@@ -302,6 +375,7 @@ struct ExtendLookupTree {
   Rows rows;
   PoolView pool;
   NeuralDrafts neural;
+  Growing growing;
   Text text;
   LookupOptions options;
   Trees trees;
@@ -320,7 +394,7 @@ struct ExtendLookupTree {
     const PoolGroup group = pool.of_row(row);
     Automaton<Warp> automaton(warp, slot);
     status = append_text(warp, automaton, slot, tokens, status, claimed.conflict);
-    write_tree(warp, automaton, slot, group, neural, status, options, limit, trees, row);
+    write_tree(warp, automaton, slot, group, neural, growing, status, options, limit, trees, row);
   }
 };
 

@@ -5,6 +5,7 @@
 
 #include "automaton_handlers.h"
 #include "draft_tree.h"
+#include "followers_handlers.h"
 
 namespace jax_sa {
 
@@ -24,25 +25,31 @@ inline NeuralDrafts neural_from(const Ints<2>& neural, int64_t threshold) {
           static_cast<int32_t>(threshold)};
 }
 
+inline Growing growing_from(const Ints<1>& groups, const Ints<3>& followers) {
+  static const Growth growth = make_growth();
+  return {followers_view_from(groups, followers), growth};
+}
+
 template <class Runner>
 struct DraftTreeHandlers {
   using Context = typename Runner::Context;
 
   static ffi::Error lookup(typename Runner::Value context, Ints<1> slots, Ints<1> limits,
                            Ints<1> groups, Ints<2> ring, Ints<1> head, Ints<3> table,
-                           Ints<2> neural, ffi::RemainingArgs leaves, IntsOut<2> tokens,
-                           IntsOut<2> parents, IntsOut<2> depth, IntsOut<2> match_length,
-                           IntsOut<2> source, IntsOut<1> length, int64_t max_draft,
-                           int64_t min_match, int64_t max_match, bool recent, bool periodic,
-                           double draft_factor, int64_t threshold) {
+                           Ints<3> followers, Ints<2> neural, ffi::RemainingArgs leaves,
+                           IntsOut<2> tokens, IntsOut<2> parents, IntsOut<2> depth,
+                           IntsOut<2> match_length, IntsOut<2> source, IntsOut<1> length,
+                           int64_t max_draft, int64_t min_match, int64_t max_match, bool recent,
+                           bool periodic, double draft_factor, int64_t threshold) {
     const ffi::ErrorOr<State> state = state_from(leaves);
     if (state.has_error()) return state.error();
     const Rows rows = rows_from(slots, tokens->dimensions()[0]);
-    return Runner{context}(LookupTree{
-        *state, rows, pool_view_from(groups, ring, head, table), neural_from(neural, threshold),
-        options_from(limits, min_match, max_match, recent, periodic, draft_factor),
-        trees_from(tokens, parents, depth, match_length, source, length),
-        static_cast<int32_t>(max_draft)});
+    return Runner{context}(
+        LookupTree{*state, rows, pool_view_from(groups, ring, head, table),
+                   neural_from(neural, threshold), growing_from(groups, followers),
+                   options_from(limits, min_match, max_match, recent, periodic, draft_factor),
+                   trees_from(tokens, parents, depth, match_length, source, length),
+                   static_cast<int32_t>(max_draft)});
   }
   static auto bind_lookup() {
     return ffi::Ffi::Bind()
@@ -53,6 +60,7 @@ struct DraftTreeHandlers {
         .template Arg<Ints<2>>()  // pool: ring
         .template Arg<Ints<1>>()  // pool: head
         .template Arg<Ints<3>>()  // pool: table
+        .template Arg<Ints<3>>()  // followers
         .template Arg<Ints<2>>()  // neural drafts
         .RemainingArgs()          // state
         .template Ret<Ints<2>>()  // tokens
@@ -72,7 +80,7 @@ struct DraftTreeHandlers {
 
   static ffi::Error extend_lookup(typename Runner::Value context, Ints<2> text, Ints<1> lengths,
                                   Ints<1> slots, Ints<1> limits, Ints<1> groups, Ints<2> ring,
-                                  Ints<1> head, Ints<3> table, Ints<2> neural,
+                                  Ints<1> head, Ints<3> table, Ints<3> followers, Ints<2> neural,
                                   ffi::RemainingArgs leaves, IntsOut<2> tokens, IntsOut<2> parents,
                                   IntsOut<2> depth, IntsOut<2> match_length, IntsOut<2> source,
                                   IntsOut<1> length, ffi::RemainingRets updated, int64_t max_draft,
@@ -82,12 +90,12 @@ struct DraftTreeHandlers {
     if (state.has_error()) return state.error();
     if (ffi::Error error = check_in_place(leaves, updated); error.failure()) return error;
     const Rows rows = rows_from(slots, tokens->dimensions()[0]);
-    return Runner{context}(
-        ExtendLookupTree{*state, rows, pool_view_from(groups, ring, head, table),
-                         neural_from(neural, threshold), text_from(text, lengths),
-                         options_from(limits, min_match, max_match, recent, periodic, draft_factor),
-                         trees_from(tokens, parents, depth, match_length, source, length),
-                         static_cast<int32_t>(max_draft)});
+    return Runner{context}(ExtendLookupTree{
+        *state, rows, pool_view_from(groups, ring, head, table), neural_from(neural, threshold),
+        growing_from(groups, followers), text_from(text, lengths),
+        options_from(limits, min_match, max_match, recent, periodic, draft_factor),
+        trees_from(tokens, parents, depth, match_length, source, length),
+        static_cast<int32_t>(max_draft)});
   }
   static auto bind_extend_lookup() {
     return ffi::Ffi::Bind()
@@ -100,6 +108,7 @@ struct DraftTreeHandlers {
         .template Arg<Ints<2>>()  // pool: ring
         .template Arg<Ints<1>>()  // pool: head
         .template Arg<Ints<3>>()  // pool: table
+        .template Arg<Ints<3>>()  // followers
         .template Arg<Ints<2>>()  // neural drafts
         .RemainingArgs()          // state
         .template Ret<Ints<2>>()  // tokens

@@ -44,6 +44,12 @@ struct HostWarp {
     return value(from);
   }
 
+  // Gives every lane what lane `from` of it has for `value`.
+  template <class T, class From, class Value>
+  void gather(PerLane<T>& x, From from, Value value) const {
+    for (int32_t lane = 0; lane < kWindow; ++lane) x[lane] = value(from(lane));
+  }
+
   template <class T>
   void set(PerLane<T>& x, int32_t lane, T value) const {
     x[lane] = value;

@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "draft_tree.h"
+#include "followers.h"
 #include "fused_copy.h"
 #include "pool_insert.h"
 #include "prefill.h"
@@ -30,6 +31,7 @@ cudaError_t launch(const Insert& op, cudaStream_t stream);
 cudaError_t launch(const CopySlots& op, cudaStream_t stream);
 cudaError_t launch(const PoolInsert<BlockTexts>& op, cudaStream_t stream);
 cudaError_t launch(const PoolInsert<SlotTexts>& op, cudaStream_t stream);
+cudaError_t launch(const NoteFollowers& op, cudaStream_t stream);
 cudaError_t launch(const Scan& op, cudaStream_t stream);
 cudaError_t launch(const ExpandSeqlens& op, cudaStream_t stream);
 cudaError_t launch(const FusedCopy& op, cudaStream_t stream);

@@ -18,6 +18,7 @@ constexpr int32_t kSourceNone = 0;
 constexpr int32_t kSourceOwn = 1;
 constexpr int32_t kSourcePool = 2;
 constexpr int32_t kSourceNeural = 3;
+constexpr int32_t kSourceFollower = 4;
 
 // A match in a pool is worth drafting this much of what one in the row's own text is.
 constexpr double kPoolDraftFactor = 0.5;

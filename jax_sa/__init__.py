@@ -45,6 +45,10 @@ from jax_sa.draft_tree import DraftTree as DraftTree
 from jax_sa.draft_tree import extend_lookup_tree as extend_lookup_tree
 from jax_sa.draft_tree import lookup_tree as lookup_tree
 from jax_sa.draft_tree import tree_mask as tree_mask
+from jax_sa.followers import NUM_FOLLOWERS as NUM_FOLLOWERS
+from jax_sa.followers import Followers as Followers
+from jax_sa.followers import init_followers as init_followers
+from jax_sa.followers import note_followers as note_followers
 from jax_sa.host_build import build_on_host as build_on_host
 from jax_sa.inspection import Automaton as Automaton
 from jax_sa.inspection import inspect_slot as inspect_slot

@@ -13,6 +13,7 @@ from jax_sa.cache_schema import BlockTable
 from jax_sa.decoder import Generation
 from jax_sa.draft import Draft
 from jax_sa.draft_tree import DraftTree
+from jax_sa.followers import Followers
 from jax_sa.packed_queue import Completions
 from jax_sa.packed_rows import Rows, Step
 from jax_sa.packing import Packed
@@ -26,7 +27,18 @@ from jax_sa.tree_block import TreeBlock
 from jax_sa.verify import Accepted
 
 PYTREES = (
-    *(State, ScanState, Pool, Draft, DraftTree, TreeBlock, Accepted, Packed, ExpandedSeqlens),
+    *(
+        State,
+        ScanState,
+        Pool,
+        Followers,
+        Draft,
+        DraftTree,
+        TreeBlock,
+        Accepted,
+        Packed,
+        ExpandedSeqlens,
+    ),
     *(Copied, ReplayMetadata, Sampling, Record, Generation, Rows, Step, Completions),
     *(KVCache, BlockTable),
 )

@@ -20,6 +20,19 @@ def vary(tree: Any, axes: frozenset[str]) -> Any:
     return jax.tree.map(cast, tree)
 
 
+def check_varies(name: str, table: jax.Array, arguments: list[Any]) -> None:
+    """Raises ValueError inside shard_map for a table that all shards share, but texts that differ.
+
+    Each shard would go on with a table of its own, while JAX believed them to be one.
+    """
+    missing = varying_axes(arguments) - varying_axes(table)
+    if missing:
+        raise ValueError(
+            f"{name}: expected one that varies over the mesh axes {sorted(missing)}, as the texts "
+            "do: shard its groups over them, or gather the texts first"
+        )
+
+
 def _axes(leaf: Any) -> frozenset[str]:
     type_ = jax.typeof(leaf)
     return type_.manual_axis_type.varying if hasattr(type_, "manual_axis_type") else type_.vma

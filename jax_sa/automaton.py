@@ -389,13 +389,14 @@ def _check_limits(rows: int, limits: Any) -> None:
         check_array("limits", limits, jnp.int32, (rows,))
 
 
-def _check_seen(rows: int, pool: Any, groups: Any) -> list[Argument]:
-    """What rows see of a pool, as the targets take it."""
-    if pool is None:
+def _check_seen(rows: int, pool: Any, groups: Any, *, has_others: bool = False) -> list[Argument]:
+    """What rows see of a pool, as the targets take it; or of others in groups, if there are any."""
+    if pool is not None:
+        check_pool(pool)
+    elif not has_others:
         if groups is not None:
             raise ValueError("groups: expected a pool whose groups they are, got none")
-    else:
-        check_pool(pool)
+    if pool is not None or has_others:
         if groups is None:
             groups = jnp.zeros(rows, jnp.int32)
         check_array("groups", groups, jnp.int32, (rows,))

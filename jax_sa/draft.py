@@ -23,6 +23,8 @@ class Source(enum.IntEnum):
     """A text in the pool."""
     NEURAL = 3
     """A neural drafter."""
+    FOLLOWER = 4
+    """What the model expected after a token when it last read it; in trees only."""
 
 
 DRAFT_NUMBERS = ("length", "match_length", "match_end", "source")

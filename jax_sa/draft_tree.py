@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax_sa._call import Argument
 from jax_sa._checks import check_array, check_int
 from jax_sa._explicit import follow_rows
-from jax_sa._target import ROWS, SLOT_IDS, Result
+from jax_sa._target import GROUPS, ROWS, SLOT_IDS, Result
 from jax_sa.automaton import (
     _call,
     _check_limits,
@@ -23,6 +23,7 @@ from jax_sa.automaton import (
     _check_text,
     check_lookup,
 )
+from jax_sa.followers import Followers, check_followers
 from jax_sa.pool import Pool
 from jax_sa.state import State, check_state
 
@@ -54,8 +55,8 @@ class DraftTree:
     """int32[B, N] nodes from the root to this one, both ends of the path: 1 for a child of the
     root; 0 beyond `length`."""
     match_length: jax.Array
-    """int32[B, N] tokens of the match that the node was drafted from; 0 beyond `length`, and where
-    the draft is neural."""
+    """int32[B, N] tokens of the match that the node was drafted from; of a follower, its rank, 1
+    for the likeliest. 0 beyond `length`, and where the draft is neural."""
     source: jax.Array
     """int32[B, N] a `Source`: where that match is; `Source.NONE` beyond `length`."""
     length: jax.Array
@@ -76,6 +77,7 @@ def lookup_tree(
     periodic: bool = True,
     pool: Pool | None = None,
     groups: jax.Array | None = None,
+    followers: Followers | None = None,
     neural: jax.Array | None = None,
     threshold: int = 4,
 ) -> DraftTree:
@@ -93,7 +95,10 @@ def lookup_tree(
     the rule of `merge_drafts`; else it comes second.
 
     The factor f is, for each row, as large as it takes to fill the tree; what then is beyond
-    `max_nodes` is left out, which are the last candidates' last tokens.
+    `max_nodes` is left out, which are the last candidates' last tokens. With `followers` f is at
+    most 4, and what is left of the tree is theirs: those of the text's last token, then what may
+    follow these, and so on. Up to 32 that have the best chance by their ranks are tried; one that a
+    candidate has at its place is not drafted again.
 
     Args:
       state: of S slots; it is only read, so rows may share a slot.
@@ -108,7 +113,10 @@ def lookup_tree(
       draft_factor: f is at most this. None: no limit.
       periodic: whether a draft goes on with its beginning where it reaches the end of the text.
       pool: None: the text alone.
-      groups: int32[B]. None: group 0 for all rows.
+      groups: int32[B] of the pool and of the followers. None: group 0 for all rows.
+      followers: what the model expected after each token, which is only read. A row whose text is
+        empty or drafts nothing for want of a slot has none of them; `min_match` is no matter here.
+        None: none.
       neural: int32[B, M] what a neural drafter expects next; the first token below 0 ends a row's
         draft. A row that drafts nothing for want of a slot has none of it either. None: no neural
         drafts.
@@ -126,8 +134,7 @@ def lookup_tree(
     operands = [
         Argument("slots", SLOT_IDS, slots),
         Argument("limits", ROWS, limits),
-        *_check_seen(rows, pool, groups),
-        _check_neural(rows, neural),
+        *_check_trees(rows, pool, groups, followers, neural),
     ]
     results, _ = _call("lookup_tree", operands, state, _tree_results(max_nodes), attributes)
     return DraftTree(*results)
@@ -149,6 +156,7 @@ def extend_lookup_tree(
     periodic: bool = True,
     pool: Pool | None = None,
     groups: jax.Array | None = None,
+    followers: Followers | None = None,
     neural: jax.Array | None = None,
     threshold: int = 4,
 ) -> tuple[State, DraftTree]:
@@ -168,8 +176,7 @@ def extend_lookup_tree(
         Argument("lengths", ROWS, lengths),
         Argument("slots", SLOT_IDS, slots),
         Argument("limits", ROWS, limits),
-        *_check_seen(rows, pool, groups),
-        _check_neural(rows, neural),
+        *_check_trees(rows, pool, groups, followers, neural),
     ]
     drafted = _tree_results(max_nodes)
     results, state = _call("extend_lookup_tree", operands, state, drafted, attributes, updates=True)
@@ -205,10 +212,24 @@ def check_lookup_tree(
     return {"max_draft": max_draft, **attributes, "threshold": threshold}
 
 
-def _check_neural(rows: int, neural: Any) -> Argument:
+def _check_trees(rows: int, pool: Any, groups: Any, followers: Any, neural: Any) -> list[Argument]:
+    """What trees are drafted from beside the rows' texts, as the targets take it."""
+    seen = _check_seen(rows, pool, groups, has_others=followers is not None)
+    if followers is not None:
+        check_followers(followers)
+        if pool is not None and pool.num_groups != followers.num_groups:
+            raise ValueError(
+                f"followers.tokens: expected {pool.num_groups} groups, as the pool has, "
+                f"got {followers.num_groups}"
+            )
     if neural is not None:
         check_array("neural", neural, jnp.int32, (rows, "M"))
-    return Argument("neural", ROWS, neural, rank=2)
+    table = None if followers is None else followers.tokens
+    return [
+        *seen,
+        Argument("followers.tokens", GROUPS, table, rank=3),
+        Argument("neural", ROWS, neural, rank=2),
+    ]
 
 
 def ancestors(tree: DraftTree) -> jax.Array:

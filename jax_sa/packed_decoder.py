@@ -21,6 +21,7 @@ from jax_sa.automaton import DRAFT_FILL, Draft, extend, extend_lookup
 from jax_sa.cache_schema import BlockTable
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
 from jax_sa.draft_tree import MAX_NODES, DraftTree, extend_lookup_tree, no_trees
+from jax_sa.followers import NO_FOLLOWER, Followers, check_followers
 from jax_sa.model_check import check_packed_on_copies
 from jax_sa.model_contract import check_logits_fn, check_state_room
 from jax_sa.packed_blocks import Block, make_blocks, step_widths
@@ -51,6 +52,7 @@ from jax_sa.packed_rows import (
     idle_rows,
     insert_texts,
     no_drafts,
+    note_read,
     own_counts,
     own_tokens,
     plain_plan,
@@ -203,6 +205,7 @@ class PackedDecoder(DraftOptions):
         state: AnyState | None = None,
         sampling: Sampling | None = None,
         pool: Pool | None = None,
+        followers: Followers | None = None,
     ) -> Rows:
         """Idle rows.
 
@@ -215,6 +218,8 @@ class PackedDecoder(DraftOptions):
             greedily.
           pool: texts to draft from, into which requests go as they end (`inserts`); donated.
             None: no pool.
+          followers: what the model expected after each token of its vocabulary, to draft trees
+            from and noted at every step; donated. Only with `tree_nodes`. None: not kept.
 
         Raises:
           ValueError, TypeError: naming the argument.
@@ -223,7 +228,7 @@ class PackedDecoder(DraftOptions):
         max_prompt = check_int("max_prompt", max_prompt, 1)
         prompts = jnp.zeros((rows, max_prompt), jnp.int32)
         request = jnp.arange(rows, dtype=jnp.int32)
-        return self._idle_rows(cache, state, sampling, prompts, request, pool)
+        return self._idle_rows(cache, state, sampling, prompts, request, pool, followers)
 
     def _idle_rows(
         self,
@@ -233,6 +238,7 @@ class PackedDecoder(DraftOptions):
         prompts: jax.Array,
         request: jax.Array,
         pool: Pool | None = None,
+        followers: Followers | None = None,
         groups: jax.Array | None = None,
     ) -> Rows:
         """Idle rows of checked buffers, with int32[N, P] prompts of which each has one."""
@@ -241,11 +247,11 @@ class PackedDecoder(DraftOptions):
         _check_buffers(cache, state, rows)
         if sampling is not None:
             sampling = check_sampling(sampling, prompts.shape[0])
-        _check_pool(state, pool, groups, prompts.shape[0])
+        self._check_sources(state, pool, followers, groups, prompts.shape[0])
         draft = no_drafts(request, 0 if state is None else self.max_draft)
         if state is not None and self.tree_nodes is not None:
             draft = no_trees(rows, self.tree_nodes)
-        return idle_rows(cache, state, sampling, prompts, request, draft, pool, groups)
+        return idle_rows(cache, state, sampling, prompts, request, draft, pool, followers, groups)
 
     def generate(
         self,
@@ -261,6 +267,7 @@ class PackedDecoder(DraftOptions):
         sampling: Sampling | None = None,
         costs: jax.Array | None = None,
         pool: Pool | None = None,
+        followers: Followers | None = None,
         groups: jax.Array | None = None,
         check: bool = False,
     ) -> Completions:
@@ -287,8 +294,11 @@ class PackedDecoder(DraftOptions):
             estimate for the default backend.
           pool: texts to draft from too, as in `jax_sa.lookup`, into which texts go as they end
             (`inserts`); donated. None: no pool.
-          groups: int32[N] the group of the pool that each prompt sees and goes into; -1 for none.
-            None: group 0.
+          followers: what the model expected after each token of its vocabulary
+            (`jax_sa.init_followers`), to draft trees from and noted at every step; donated. Only
+            with `tree_nodes`. None: not kept.
+          groups: int32[N] the group of the pool and of the followers that each prompt sees and goes
+            into; -1 for none. None: group 0.
           check: whether to run `jax_sa.check_model(..., packed=True)` first, on copies of the
             cache; not inside jit.
 
@@ -320,7 +330,7 @@ class PackedDecoder(DraftOptions):
             check_packed_on_copies(self.model, params, cache, rows, room, trees=trees)
         queue = make_queue(prompt_lengths, limits, capacity=capacity, max_prompt=width)
         first = jnp.zeros(rows, jnp.int32)
-        idle = self._idle_rows(cache, state, sampling, prompts, first, pool, groups)
+        idle = self._idle_rows(cache, state, sampling, prompts, first, pool, followers, groups)
         work, queue = begin(idle, queue, max_new_tokens)
         return end(self._run(params, queue, work, costs, jnp.asarray(INT32_MAX, jnp.int32)))
 
@@ -378,6 +388,7 @@ class PackedDecoder(DraftOptions):
         state: AnyState | None = None,
         sampling: Sampling | None = None,
         pool: Pool | None = None,
+        followers: Followers | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Calibration:
         """Measures the cost of a step of each width, on the user's model and device.
@@ -396,6 +407,7 @@ class PackedDecoder(DraftOptions):
           state: donated.
           sampling: as in `generate`.
           pool: as in `generate`; left as it is. An empty one of its size is used, and let go of.
+          followers: likewise.
           on_progress: called with the number of widths that were measured, and of all.
 
         Raises:
@@ -409,7 +421,7 @@ class PackedDecoder(DraftOptions):
         limits = jnp.full(count, max_new_tokens, jnp.int32)
         estimate = self._costs(None, rows, state)
         _check_buffers(cache, state, rows)
-        _check_pool(state, pool, None, count)
+        self._check_sources(state, pool, followers, None, count)
         capacity = row_capacity(cache)
         _check_requests(capacity, width, prompt_lengths, limits)
         if state is not None:
@@ -421,7 +433,8 @@ class PackedDecoder(DraftOptions):
 
         first = jnp.zeros(rows, jnp.int32)
         texts = jax.tree.map(jnp.zeros_like, pool)
-        idle = self._idle_rows(cache, state, sampling, prompts, first, texts)
+        unknown = jax.tree.map(lambda known: jnp.full_like(known, NO_FOLLOWER), followers)
+        idle = self._idle_rows(cache, state, sampling, prompts, first, texts, unknown)
         fresh, waiting = begin(idle, waiting, max_new_tokens)
 
         def restart(work: Work | None) -> Work:
@@ -455,8 +468,8 @@ class PackedDecoder(DraftOptions):
           prompts: int32[B, P] a prompt for each row that is to begin one.
           prompt_lengths: int32[B] in 1..P; 0 for a row that is left alone.
           limits: int32[B] new tokens of each row at most; at least 1 in a row that is to begin.
-          groups: int32[B] the group of the pool that each request sees and goes into; -1 for none.
-            None: group 0.
+          groups: int32[B] the group of the pool and of the followers that each request sees and
+            goes into; -1 for none. None: group 0.
 
         Returns:
           The rows, and bool[B] which of them began. A row that is not idle does not, nor does one
@@ -476,7 +489,7 @@ class PackedDecoder(DraftOptions):
         are_known = known(prompt_lengths) is not None and known(limits) is not None
         if rows.state is not None and are_known:
             check_state_room(prompt_lengths, limits, width, INT32_MAX, rows.state)
-        _check_groups(rows.pool, groups, count)
+        _check_groups(rows.groups is not None, groups, count)
         return _admit(rows, prompts, prompt_lengths, limits, groups)
 
     def release(self, rows: Rows, mask: jax.Array) -> Rows:
@@ -511,6 +524,22 @@ class PackedDecoder(DraftOptions):
         """
         costs = self._costs(costs, rows.limits.size, rows.state)
         return self._step(params, rows, plan_step(rows, self._blocks(rows), costs))
+
+    def _check_sources(
+        self, state: AnyState | None, pool: Any, followers: Any, groups: Any, count: int
+    ) -> None:
+        """Raises ValueError or TypeError unless a pool and followers, if any, serve the prompts."""
+        if pool is not None:
+            check_pool(pool)
+            if state is None:
+                raise ValueError(
+                    "pool: expected a state, whose texts are looked up in it, got none"
+                )
+        if followers is not None:
+            check_followers(followers)
+            if state is None or self.tree_nodes is None:
+                raise ValueError("followers: expected a state and tree_nodes, as trees hold them")
+        _check_groups(pool is not None or followers is not None, groups, count)
 
     def _costs(self, costs: Any, rows: int, state: AnyState | None) -> jax.Array:
         """The costs given, checked, or else an estimate."""
@@ -605,12 +634,16 @@ class PackedDecoder(DraftOptions):
                 judged = jnp.where(rows.emits(counts), 1 + draft.length, 0)
                 places, first = _judged_places(first, judged, block.judged)
             logits = logits(places)
+        tokens, row = packed.tokens, packed.rows
+        if places is not None:
+            tokens, row = tokens[places], row[places]
+        followers = note_read(rows, tokens, row, logits)
         logits = self._adjust(logits, flat, places, rows)
         accepted = self._accept(rows, draft, logits, key, first)
         if not is_tree:
-            return Verified(accepted, counts, draft, None, cache)
+            return Verified(accepted, counts, draft, None, cache, followers)
         accepted, path = accepted
-        return Verified(accepted, counts, draft, path, cache.move(last, path))
+        return Verified(accepted, counts, draft, path, cache.move(last, path), followers)
 
     def _verify_none(self, params: Any, rows: Rows, key: jax.Array | None) -> Verified:
         """Plain decoding: place b of the block is row b's, so nothing has to be laid out."""
@@ -622,10 +655,11 @@ class PackedDecoder(DraftOptions):
         logits, cache = self.model(params, *flat, rows.cache)
         if callable(logits):
             logits = logits(row)
+        followers = note_read(rows, *flat[:2], logits)
         logits = self._adjust(logits, flat, None, rows)
         draft = no_drafts(rows.last, 0)
         accepted = self._accept(rows, draft, logits[:, None], key, None)
-        return Verified(accepted, decoding.astype(jnp.int32), draft, None, cache)
+        return Verified(accepted, decoding.astype(jnp.int32), draft, None, cache, followers)
 
     def _adjust(
         self, logits: jax.Array, of: tuple, places: jax.Array | None, rows: Rows
@@ -680,7 +714,7 @@ class PackedDecoder(DraftOptions):
         }
         if self.tree_nodes is None:
             return extend_lookup(rows.state, step.tokens, step.length, **options)
-        options["max_nodes"] = self.tree_nodes
+        options |= {"max_nodes": self.tree_nodes, "followers": rows.followers}
         return extend_lookup_tree(rows.state, step.tokens, step.length, **options)
 
 
@@ -748,19 +782,10 @@ def _check_buffers(cache: Any, state: Any, rows: int) -> None:
         raise ValueError(f"cache.block_table: expected {rows + 1} slots, got {slots}")
 
 
-def _check_pool(state: AnyState | None, pool: Any, groups: Any, count: int) -> None:
-    """Raises ValueError or TypeError unless a pool, if there is one, serves `count` prompts."""
-    if pool is not None:
-        check_pool(pool)
-        if state is None:
-            raise ValueError("pool: expected a state, whose texts are looked up in it, got none")
-    _check_groups(pool, groups, count)
-
-
-def _check_groups(pool: Pool | None, groups: Any, count: int) -> None:
+def _check_groups(are_used: bool, groups: Any, count: int) -> None:
     if groups is None:
         return
-    if pool is None:
+    if not are_used:
         raise ValueError("groups: expected a pool whose groups they are, got none")
     check_array("groups", groups, jnp.int32, (count,))
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jax_sa._branches import run_branch
 from jax_sa._shard_map import vary, varying_axes
+from jax_sa.followers import Followers
 from jax_sa.packed_rows import (
     Rows,
     Step,
@@ -60,6 +61,8 @@ class Completions:
     """The automata, for the next call."""
     pool: Pool | None
     """The pool, with the texts that ended, for the next call."""
+    followers: Followers | None
+    """The followers, as they are known now, for the next call."""
 
     def to_lists(self) -> list[list[int]]:
         """The new tokens for each prompt, on the host."""
@@ -258,4 +261,5 @@ def end(work: Work) -> Completions:
         cache=free_pages(work.rows),
         state=work.rows.state,
         pool=work.rows.pool,
+        followers=work.rows.followers,
     )

@@ -18,6 +18,7 @@ from jax_sa._checks import INT32_MAX
 from jax_sa.automaton import DRAFT_FILL, Draft, reset
 from jax_sa.cache_schema import claim_blocks, free_blocks
 from jax_sa.draft_tree import DraftTree, is_node
+from jax_sa.followers import NO_FOLLOWER, Followers, note_followers
 from jax_sa.packed_blocks import Block
 from jax_sa.pool import Pool
 from jax_sa.pool_insert import insert_slots
@@ -31,7 +32,7 @@ NUMBERS = (
 )
 """The columns of `Rows.numbers`, by the properties that give them."""
 
-CHANGED_BY_BLOCK = ("numbers", "record", "cache", "state")
+CHANGED_BY_BLOCK = ("numbers", "record", "cache", "state", "followers")
 """The fields of `Rows` that a step's block changes. The rest of the step is the same for all."""
 
 
@@ -57,8 +58,11 @@ class Rows:
     """How tokens are drawn, with one number for all or N of them; None: greedily."""
     pool: Pool | None
     """The texts of requests that ended, to draft from; None: no pool."""
+    followers: Followers | None
+    """What the model expected after each token, to draft trees from; None: not kept."""
     groups: jax.Array | None
-    """int32[N] the group of the pool that each prompt belongs to; None without a pool."""
+    """int32[N] the group of the pool and of the followers that each prompt belongs to; None without
+    them."""
 
     @property
     def request(self) -> jax.Array:
@@ -176,9 +180,11 @@ class Verified:
     """int32[B, 1 + K] the nodes of a tree that hold; None of chains."""
     cache: Any
     """The model's, after it."""
+    followers: Followers | None
+    """With what its logits say of the tokens that it read."""
 
 
-@functools.partial(jax.jit, donate_argnames=("cache", "state", "pool"))
+@functools.partial(jax.jit, donate_argnames=("cache", "state", "pool", "followers"))
 def idle_rows(
     cache: Any,
     state: AnyState | None,
@@ -187,12 +193,13 @@ def idle_rows(
     request: jax.Array,
     draft: Draft | DraftTree,
     pool: Pool | None = None,
+    followers: Followers | None = None,
     groups: jax.Array | None = None,
 ) -> Rows:
     """Rows without requests: as many as int32[B] `request` has."""
     none = jnp.zeros_like(request)
     numbers = [request if name == "request" else none for name in NUMBERS]
-    if pool is not None and groups is None:
+    if groups is None and (pool is not None or followers is not None):
         groups = jnp.zeros_like(prompts[:, 0])
     # Copies, because the rows are donated from step to step, and these are the caller's.
     prompts, sampling, groups = jax.tree.map(jnp.copy, (prompts, sampling, groups))
@@ -205,6 +212,7 @@ def idle_rows(
         state=state,
         sampling=sampling,
         pool=pool,
+        followers=followers,
         groups=groups,
     )
 
@@ -323,7 +331,8 @@ def settle(rows: Rows, verified: Verified, stop_tokens: tuple[int, ...]) -> tupl
     missing = 1 + rows.draft.tokens.shape[1] - accepted.tokens.shape[1]
     tokens = jnp.pad(accepted.tokens, ((0, 0), (0, missing)), constant_values=DRAFT_FILL)
     step = Step(tokens, accepted.length, finished, draft.length, confirmed)
-    return dataclasses.replace(after, record=record, cache=verified.cache), step
+    changed = {"cache": verified.cache, "followers": verified.followers}
+    return dataclasses.replace(after, record=record, **changed), step
 
 
 def _share(
@@ -434,6 +443,16 @@ def insert_texts(
     starts = jnp.minimum(rows.prompt_lengths, state.length) if responses_only else None
     groups = rows.groups[rows.request]
     return insert_slots(rows.pool, state, slots, starts=starts, groups=groups)
+
+
+def note_read(rows: Rows, tokens: jax.Array, row: jax.Array, logits: jax.Array) -> Followers | None:
+    """The followers, with what the logits [R, V] say of int32[R] tokens of int32[R] rows."""
+    if rows.followers is None:
+        return None
+    is_read = row < rows.limits.size
+    groups = rows.groups[rows.request[jnp.where(is_read, row, 0)]]
+    tokens = jnp.where(is_read, tokens, NO_FOLLOWER)
+    return note_followers(rows.followers, tokens, logits, groups=groups)
 
 
 def release(rows: Rows, mask: jax.Array) -> Rows:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jax_sa._call import Argument, call, leaves_of
 from jax_sa._checks import check_array
-from jax_sa._shard_map import varying_axes
+from jax_sa._shard_map import check_varies
 from jax_sa._target import GROUP_IDS, GROUPS, ROWS, SLOT_IDS, SLOTS, Result
 from jax_sa.pool import Pool, check_pool
 from jax_sa.state import AnyState, check_state
@@ -102,22 +102,10 @@ def _check_groups(groups: Any, rows: int) -> jax.Array:
 
 
 def _call_insert(op: str, arguments: list[Argument], pool: Pool) -> Pool:
-    _check_varies(pool, [a.value for a in arguments if a.value is not None])
+    given = [a.value for a in arguments if a.value is not None]
+    check_varies("pool", pool.ring, given)
     scratch = [Result(ROWS, ()), Result(GROUPS, ())]
     leaves = leaves_of("pool", GROUPS, pool)
     updated = range(len(arguments), len(arguments) + len(leaves))
     outputs = call(op, GROUPS, [*arguments, *leaves], [*scratch, *updated])
     return Pool(*outputs[len(scratch) :])
-
-
-def _check_varies(pool: Pool, arguments: list[Any]) -> None:
-    """Raises ValueError inside shard_map for a pool that all shards share, but texts that differ.
-
-    Each shard would go on with a pool of its own, while JAX believed them to be one.
-    """
-    missing = varying_axes(arguments) - varying_axes(pool.ring)
-    if missing:
-        raise ValueError(
-            f"pool: expected one that varies over the mesh axes {sorted(missing)}, as the texts "
-            "do: shard its groups over them, or gather the texts first"
-        )

@@ -1,4 +1,4 @@
-"""A state or a pool in a file."""
+"""A state, a pool or followers in a file."""
 
 import dataclasses
 import os
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_sa.followers import Followers, check_followers
 from jax_sa.pool import Pool, check_pool
 from jax_sa.scan_state import ScanState
 from jax_sa.state import NUMBERS, AnyState, State, check_state, index_shapes, pack
@@ -24,13 +25,16 @@ SCAN_FORMAT_VERSION = 1
 POOL_FORMAT_VERSION = 1
 """The same of a `Pool`."""
 
+FOLLOWERS_FORMAT_VERSION = 1
+"""The same of `Followers`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
     """What a file may hold."""
 
     name: str
-    type: type[State] | type[ScanState] | type[Pool]
+    type: type[State] | type[ScanState] | type[Pool] | type[Followers]
     check: Callable[[Any], None]
     fields: Sequence[str]
     """The names of the arrays in a file."""
@@ -51,11 +55,12 @@ _KINDS = (
     _kind(State, check_state, FORMAT_VERSION, "format_version"),
     _kind(ScanState, check_state, SCAN_FORMAT_VERSION, "scan_format_version"),
     _kind(Pool, check_pool, POOL_FORMAT_VERSION, "pool_format_version"),
+    _kind(Followers, check_followers, FOLLOWERS_FORMAT_VERSION, "followers_format_version"),
 )
 
 
-def save(path: str | os.PathLike[str], state: AnyState | Pool) -> None:
-    """Writes a state or a pool to a file, an uncompressed .npz of its arrays and a version.
+def save(path: str | os.PathLike[str], state: AnyState | Pool | Followers) -> None:
+    """Writes a state, a pool or followers to a file, an uncompressed .npz of arrays and a version.
 
     The seeds of a state are among the arrays. The file is not encrypted: it holds the texts.
 
@@ -75,13 +80,14 @@ def save(path: str | os.PathLike[str], state: AnyState | Pool) -> None:
         np.savez(file, **{kind.version_field: np.int32(kind.version)}, **arrays)
 
 
-def load(path: str | os.PathLike[str]) -> AnyState | Pool:
-    """Reads a state or a pool that `save` wrote, on this platform or another.
+def load(path: str | os.PathLike[str]) -> AnyState | Pool | Followers:
+    """Reads what `save` wrote, on this platform or another.
 
     Shapes and dtypes are checked, contents are not. A file whose source is not trusted must go
     through `validate` before anything else is done with a state of it: other contents make the ops
-    crash or read and write memory that is not theirs. A pool needs no such check: whatever it
-    holds, the ops touch no other memory. What it can do is draft tokens of its author's choice.
+    crash or read and write memory that is not theirs. A pool and followers need no such check:
+    whatever they hold, the ops touch no other memory. What they can do is draft tokens of their
+    author's choice.
 
     Args:
       path: of the file.

@@ -3,8 +3,8 @@
 Letters: B rows, N nodes of a tree, W widths.
 
 The chance that a node holds if its parent does is that of a drafted token at its depth, by its own
-match. Of the children of a node only one can hold: a later one has the chance by its match of what
-the earlier ones leave.
+match, or of a follower of its rank. Of the children of a node only one can hold: a later one has
+that chance of what the earlier ones leave.
 """
 
 import dataclasses
@@ -19,6 +19,11 @@ from jax_sa.draft_tree import ROOT, DraftTree, ancestors, is_node, siblings
 
 MOST_COMPARED = 2048
 """Nodes that are ranked by comparing each with each, one kernel on a GPU; more are sorted."""
+
+
+FOLLOWER_CHANCE, FOLLOWER_DECAY = 0.35, 0.6
+"""A token's follower of rank 1 + r is what comes next, if none of those before it is, with the
+chance FOLLOWER_CHANCE / (1 + r * FOLLOWER_DECAY): see docs/trees.md."""
 
 
 def survival(tree: DraftTree, strain: jax.Array) -> jax.Array:
@@ -106,6 +111,9 @@ def update_record(
 def _chance(tree: DraftTree, strain: jax.Array) -> jax.Array:
     """float32[B, N] the chance that a node holds if its parent does."""
     fails = budget.failure_rate(tree.source, tree.match_length, tree.depth)
+    likelier = (tree.match_length - 1).astype(jnp.float32)
+    follows = FOLLOWER_CHANCE / (1.0 + FOLLOWER_DECAY * likelier)
+    fails = jnp.where(tree.source == Source.FOLLOWER, 1.0 - follows, fails)
     holds = jnp.clip(1.0 - strain[:, None] * fails, 0.0, 1.0)
     earlier = siblings(tree) & jnp.tri(holds.shape[1], k=-1, dtype=bool)[None]
     left = jnp.prod(jnp.where(earlier, 1.0 - holds[:, None], 1.0), axis=-1)

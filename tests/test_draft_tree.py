@@ -41,10 +41,12 @@ def nodes_of(tree, row):
     return nodes[:length]
 
 
-def expected(automaton, max_nodes, max_draft=None, draft_factor=None, **options):
+def expected(automaton, max_nodes, max_draft=None, draft_factor=None, growth=None, **options):
+    """By the reference; `growth` are the followers of each token, and the text's last token."""
     depth = max_nodes if max_draft is None else min(max_draft, max_nodes)
     candidates = tree_reference.candidates(automaton, depth, **options)
-    return tree_reference.tree(candidates, max_nodes, draft_factor)
+    growth = None if growth is None else (*growth, depth)
+    return tree_reference.tree(candidates, max_nodes, draft_factor, growth)
 
 
 @pytest.mark.parametrize("name", texts.SMALL)

@@ -158,8 +158,10 @@ def test_logits_of_the_places_that_are_read():
     assert_plain(decode(dataclasses.replace(DECODER, model=packed_model.lazy_model)))
 
 
-def test_widths():
-    assert WIDTHS == (3, 4, 9, 18, 39, 40)
+@pytest.mark.parametrize(("backend", "widths"), [("cpu", (3, 4, 9, 18, 39, 40)), ("gpu", (3, 40))])
+def test_widths(monkeypatch, backend, widths):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert DECODER.widths(3) == widths
     assert DECODER.widths(3, drafts=False) == (3,)
     assert dataclasses.replace(DECODER, budget=1024).widths(3)[-1] == 3 * 33
     assert dataclasses.replace(DECODER, budget=3).widths(3) == (3,)
@@ -232,7 +234,8 @@ def test_prompts_are_read_in_the_block_that_suits(monkeypatch, width, drafts, ex
 @pytest.mark.parametrize("cost", [0.0, -1.0, np.nan, np.inf])
 def test_widths_without_a_cost_are_not_used(cost):
     """Nor any but the least, where none has one."""
-    done, same = decode(costs=forced(5, cost)), decode(costs=forced(5))
+    widest = len(WIDTHS) - 1
+    done, same = decode(costs=forced(widest, cost)), decode(costs=forced(widest))
     assert_plain(done)
     assert done.drafted.tolist() == same.drafted.tolist()
     done, same = decode(costs=jnp.full(len(WIDTHS), cost, jnp.float32)), decode(costs=forced(0))
@@ -387,8 +390,8 @@ def calibrate(decoder=DECODER, cache="few-pages", **changed):
 def test_calibration_measures_every_width():
     seen = []
     measured = calibrate(on_progress=lambda done, total: seen.append((done, total)))
-    assert measured.costs.shape == (6,) and (measured.costs > 0).all()
-    assert seen == [(i, 6) for i in range(1, 7)]
+    assert measured.costs.shape == (len(WIDTHS),) and (measured.costs > 0).all()
+    assert seen == [(i + 1, len(WIDTHS)) for i in range(len(WIDTHS))]
     done = decode(cache=measured.cache, state=measured.state, costs=measured.costs)
     assert_plain(done)
 
@@ -453,8 +456,12 @@ def sampling(**options):
         ({"rows": 4}, ValueError, "state: expected 4 slots, got 3"),
         ({"rows": 4, "state": None}, ValueError, "cache.block_table: expected 5 slots, got 4"),
         ({"state": {}}, TypeError, "state: expected a jax_sa.State"),
-        ({"costs": FORCED[:3]}, ValueError, r"costs: expected float32\[6,\], got float32\[3\]"),
-        ({"costs": [1.0]}, TypeError, r"costs: expected float32\[6,\], got list"),
+        (
+            {"costs": FORCED[1:]},
+            ValueError,
+            rf"costs: expected float32\[{len(WIDTHS)},\], got float32\[{len(WIDTHS) - 1}\]",
+        ),
+        ({"costs": [1.0]}, TypeError, rf"costs: expected float32\[{len(WIDTHS)},\], got list"),
         ({"sampling": 0.7}, TypeError, "sampling: expected a jax_sa.Sampling"),
         (
             {"sampling": sampling(temperature=jnp.ones(3, jnp.float32))},

@@ -27,6 +27,7 @@ from test_packed_decoder import (
 from test_packed_programs import assert_in_place
 
 import jax_sa
+from jax_sa import packed_blocks
 from jax_sa._branches import BRANCHES_COPY
 
 TREES = dataclasses.replace(DECODER, tree_nodes=6)
@@ -66,9 +67,14 @@ def test_logits_of_the_places_that_are_read():
     assert_plain(decode(decoder, costs=FORCED))
 
 
-def test_widths():
-    assert WIDTHS == (3, 4, 9, 18, 21)
+@pytest.mark.parametrize(("backend", "widths"), [("cpu", (3, 4, 9, 18, 21)), ("gpu", (3, 21))])
+def test_widths(monkeypatch, backend, widths):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert TREES.widths(3) == widths
     assert dataclasses.replace(TREES, budget=3).widths(3) == (3,)
+
+
+def test_the_least_budget():
     assert_plain(decode(dataclasses.replace(TREES, budget=3)))
 
 
@@ -125,11 +131,11 @@ def writing_model(params, tokens, rows, positions, cache, tree=None):
     return jax.nn.one_hot(chosen, toy_model.VOCABULARY), cache
 
 
-def compile_generate(sharding, tree_nodes=4, **compiler_options):
-    decoder = jax_sa.PackedDecoder(
-        writing_model, budget=16, max_draft=tree_nodes or 16, tree_nodes=tree_nodes
-    )
+def writing_decoder(nodes):
+    return jax_sa.PackedDecoder(writing_model, budget=16, max_draft=nodes, tree_nodes=nodes)
 
+
+def compile_generate(sharding, decoder, **compiler_options):
     def program(params, prompts, lengths, cache, state):
         return decoder.generate(
             params, prompts, lengths, cache, rows=ROWS, max_new_tokens=16, state=state
@@ -149,24 +155,27 @@ def compile_generate(sharding, tree_nodes=4, **compiler_options):
 
 
 def test_in_place():
-    assert_in_place(*compile_generate(None))
+    assert_in_place(*compile_generate(None, writing_decoder(4)))
 
 
 h100 = test_gpu_program.h100  # the fixture
 
 
 def test_in_place_on_a_gpu(h100):
-    assert_in_place(*compile_generate(h100))
+    assert_in_place(*compile_generate(h100, writing_decoder(4)))
 
 
 @pytest.mark.skipif(BRANCHES_COPY, reason="jax before 0.11.2 has loops in place of branches")
 def test_a_step_of_trees_has_few_kernels(h100, tmp_path):
     """Beside the model's: one of chains has 14 in its block and 9 outside."""
-    compile_generate(h100, 16, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
+    decoder = writing_decoder(16)
+    compile_generate(h100, decoder, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
     step, _ = test_packed_programs.loops_of_steps(tmp_path)
+    expected = packed_blocks.make_blocks(ROWS, decoder.widths(ROWS), decoder.budget)
+    assert len(step.branches) == len(expected) > 2
     plain, *blocks = step.branches
     assert plain <= 9  # without nodes it is plain decoding
-    assert len(blocks) == 5 and max(blocks) <= 25  # with the path of each row, and three for moves
+    assert max(blocks) <= 25  # with the path of each row, and three for moves
     assert step.own <= 16  # with the choice of the nodes that are worth verifying
 
 

@@ -91,7 +91,7 @@ def paged_attention(
         interpret=interpret,
         name="paged_attention",
     )(layer[None], block.tiles, block.positions, block.pages, q, keys, values, *tree)
-    return found[0][0] if whole else _join(*found, q.dtype, interpret)
+    return found[0][0] if whole else _join(*found, block, q.dtype, interpret)
 
 
 def _num_parts(programs: int, places: int, keys: jax.Array) -> int:
@@ -107,19 +107,26 @@ def _keys_of_a_block(keys: jax.Array) -> int:
 
 
 def _join(
-    out: jax.Array, highest: jax.Array, sums: jax.Array, dtype: Any, interpret: bool
+    out: jax.Array,
+    highest: jax.Array,
+    sums: jax.Array,
+    block: Block,
+    dtype: Any,
+    interpret: bool,
 ) -> jax.Array:
-    """The results of the parts of all tiles, [P, T, G, R, ...], as one.
+    """The results of the parts of all tiles, [P, T, G, R, ...], as one; zeros for padding.
 
     A kernel adds them in the same order for every number of tokens, which XLA might not.
     """
     parts, *of_rows, head_dim = out.shape
-    shared = of_rows[-1]
+    shared, num_rows = of_rows[-1], block.pages.shape[0]
 
-    def join_kernel(out_ref, highest_ref, sums_ref, joined_ref):
+    def join_kernel(rows_ref, out_ref, highest_ref, sums_ref, joined_ref):
         token, group = map(pl.program_id, (0, 1))
         head = jnp.arange(pl.next_power_of_2(shared), dtype=jnp.int32)
-        is_in, lane = head < shared, jnp.arange(head_dim, dtype=jnp.int32)[None]
+        is_head, lane = head < shared, jnp.arange(head_dim, dtype=jnp.int32)[None]
+        row = rows_ref[token]
+        is_in = is_head & (row >= 0) & (row < num_rows)
         lines = [(part, token, group, head) for part in range(parts)]
         tops = [triton.load(highest_ref.at[line], mask=is_in, other=LOW) for line in lines]
         scales = [jnp.exp2(top - functools.reduce(jnp.maximum, tops)) for top in tops]
@@ -129,7 +136,8 @@ def _join(
             joined += scale[:, None] * triton.load(out_ref.at[at], mask=is_in[:, None], other=0)
             total += scale * triton.load(sums_ref.at[line], mask=is_in, other=1)
         joined = (joined / total[:, None]).astype(dtype)
-        triton.store(joined_ref.at[token, group, head[:, None], lane], joined, mask=is_in[:, None])
+        at = (token, group, head[:, None], lane)
+        triton.store(joined_ref.at[at], joined, mask=is_head[:, None])
 
     return pl.pallas_call(
         join_kernel,
@@ -138,7 +146,7 @@ def _join(
         compiler_params=triton.CompilerParams(num_warps=1),
         interpret=interpret,
         name="join_kernel",
-    )(out, highest, sums)
+    )(block.rows, out, highest, sums)
 
 
 def _kernel(

@@ -1,4 +1,7 @@
-"""Trees of drafts once more, slow and obvious: every prefix of every candidate, in a dictionary."""
+"""Trees of drafts once more, slow and obvious: every prefix of every candidate, in a dictionary.
+
+And followers: of all logits, sorted.
+"""
 
 import bisect
 import dataclasses
@@ -10,9 +13,11 @@ from pool_reference import INT32_MAX, NO_HIT
 from reference import WINDOW, Match, draft
 
 WHOLE, HALF = fractions.Fraction(1), fractions.Fraction(1, 2)
-OWN, POOL, NEURAL = 1, 2, 3
+OWN, POOL, NEURAL, FOLLOWER = 1, 2, 3, 4
 NEURAL_MATCH_LENGTH = 3
 STEP = fractions.Fraction(1, 256)  # of factors
+NUM_FOLLOWERS, MOST_GROWN, GROWTH_FACTOR = 8, 32, 4
+SHARES = [350, 140, 80, 60, 40, 30, 30, 20]  # in a thousand: how often a follower is what comes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +91,18 @@ def _next_match(automaton, best, min_match, occurrence):
     return Match(0, 0)
 
 
-def tree(candidates, max_nodes, draft_factor=None):
-    """The nodes in order: (token, parent, depth, match length, source)."""
+def tree(candidates, max_nodes, draft_factor=None, growth=None):
+    """The nodes in order: (token, parent, depth, match length or rank, source).
+
+    `growth`: the followers of each token, the text's last token, and the depth of a tree at most.
+    """
+    if growth is not None:
+        draft_factor = min(GROWTH_FACTOR, math.inf if draft_factor is None else draft_factor)
+    nodes = _fitting_tree(candidates, max_nodes, draft_factor)
+    return nodes if growth is None else grow(nodes, max_nodes, *growth)
+
+
+def _fitting_tree(candidates, max_nodes, draft_factor):
     if draft_factor is not None:
         most = fractions.Fraction(draft_factor)
         candidates = [dataclasses.replace(c, tokens=c.cut(most)) for c in candidates]
@@ -110,3 +125,51 @@ def _join(candidates, factor):
                 match = 0 if candidate.source == NEURAL else candidate.match_length
                 nodes.append((tokens[depth - 1], parent, depth, match, candidate.source))
     return nodes
+
+
+def grow(nodes, max_nodes, followers, last, depth):
+    """The nodes, and behind them followers: those of the first shape that there is room for."""
+    nodes, tried = list(nodes), min(max_nodes - len(nodes), MOST_GROWN)
+    by_depth = sorted(growth_shape()[:tried], key=len)
+    places = {(): -1}
+    for place, (token, parent, *_) in enumerate(nodes):
+        (above,) = [path for path, number in places.items() if number == parent]
+        places[(*above, token)] = place
+    found = {(): ()}  # the tokens that lead to the follower with these ranks
+    for ranks in by_depth:
+        path = found.get(ranks[:-1])
+        if path is None or len(ranks) > depth:
+            continue
+        before = path[-1] if path else last
+        known = followers[before] if 0 <= before < len(followers) else []
+        if ranks[-1] >= len(known) or known[ranks[-1]] < 0:
+            continue
+        found[ranks] = path = (*path, int(known[ranks[-1]]))
+        if path not in places:
+            places[path] = len(nodes)
+            nodes.append((path[-1], places[path[:-1]], len(path), 1 + ranks[-1], FOLLOWER))
+    return nodes
+
+
+def growth_shape():
+    """Which follower of which, of which...: as ranks; the best chance first."""
+    chances = {(): 10**9}
+    shape = []
+    while len(shape) < MOST_GROWN:
+        possible = []
+        for number, ranks in enumerate([(), *shape]):
+            tried = sum(other[:-1] == ranks for other in shape)
+            if tried < NUM_FOLLOWERS:
+                chance = chances[ranks] * SHARES[tried] // 1000
+                possible.append((-chance, number, (*ranks, tried)))
+        chance, _, ranks = min(possible)
+        chances[ranks] = -chance
+        shape.append(ranks)
+    return shape
+
+
+def followers_of(logits):
+    """The likeliest tokens by a list of logits; -1 where there are too few that are possible."""
+    possible = [token for token, logit in enumerate(logits) if logit > -math.inf]
+    best = sorted(possible, key=lambda token: (-logits[token], token))[:NUM_FOLLOWERS]
+    return best + [-1] * (NUM_FOLLOWERS - len(best))
