@@ -33,8 +33,9 @@ command -v compute-sanitizer >/dev/null || {
 logs=${LOGS:-$(mktemp -d)}
 mkdir -p "$logs"
 
-# Of each kernel: extend, lookup, extend_lookup, slots, pools, trees, the scan, the parallel build,
-# validate, seqlens, fused_copy, and the layers of the example.
+# Of each kernel: extend, lookup, extend_lookup, slots, pools, trees, followers (noted, of a vocabulary
+# larger than 2**15 too, and in trees), the scan, the parallel build, validate, seqlens, fused_copy,
+# and the layers of the example.
 tests=(
   "test_automaton.py -k test_blocks_of_tokens and source-code and (31 or 33)"
   "test_slots.py -k conflict or alignment and 5 or has_it and 40"
@@ -42,6 +43,8 @@ tests=(
   "test_read_tokens.py -k 33"
   "test_pool.py -k test_inserts and 3-64 or test_lookups and 3-64-options6 or test_insert_slots or rebasing and 30"
   "test_draft_tree.py -k leader_is or rows_and_limits or garbage"
+  "test_followers.py -k test_note and (33-ties or 5000-few) or groups_and_limits or run-break-run"
+  "test_what_works_where.py -k this_platform and note_followers"
   "test_scan.py -k kernel and (blocks and 17 and source-code or sees_matches and 40)"
   "test_prefill.py -k rows_of_all_kinds or prompt_then_tree or full_slot"
   "test_validate.py -k are_valid and most_edges and 33 or not_read or duplicate"

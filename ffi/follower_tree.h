@@ -11,8 +11,8 @@
 
 namespace jax_sa {
 
-constexpr double kGrowthFactor =
-    4.0;  // beside followers, a chain has so many tokens per match length
+// Beside followers, a chain has at most so many tokens for each token of its match.
+constexpr double kGrowthFactor = 4.0;
 constexpr int32_t kMaxGrown = kWindow;
 
 // The followers to try, the best first: which follower, of what.
@@ -23,9 +23,8 @@ struct Growth {
   int32_t deepest;
 };
 
-// Parts in a thousand: how often the follower of a rank is what comes next. Measured on responses
-// of SmolLM2-135M-Instruct, docs/trees.md.
-constexpr int64_t kShares[kNumFollowers] = {350, 140, 80, 60, 40, 30, 30, 20};
+// How often the follower of a rank is what comes next, in parts of a thousand: docs/trees.md.
+constexpr int64_t kShares[kNumFollowers] = {360, 90, 50, 32, 27, 17, 16, 13};
 
 inline Growth make_growth() {
   Growth growth{};

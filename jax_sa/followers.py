@@ -90,17 +90,16 @@ def note_followers(
     """
     check_followers(followers)
     (places,) = check_array("tokens", tokens, jnp.int32, ("T",))
-    logits = jnp.asarray(logits)
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise TypeError(f"logits: expected a floating dtype, got {logits.dtype}")
-    check_array("logits", logits, logits.dtype, (places, followers.vocabulary))
+    is_float = hasattr(logits, "dtype") and jnp.issubdtype(logits.dtype, jnp.floating)
+    dtype = logits.dtype if is_float else jnp.float32
+    check_array("logits", logits, dtype, (places, followers.vocabulary))
     if groups is None:
         groups = jnp.zeros_like(tokens)
     check_array("groups", groups, jnp.int32, (places,))
     arguments = [
         Argument("groups", GROUP_IDS, groups),
         Argument("tokens", ROWS, tokens),
-        Argument("logits", ROWS, logits.astype(jnp.float32)),
+        Argument("logits", ROWS, jnp.asarray(logits, jnp.float32)),
         Argument("followers.tokens", GROUPS, followers.tokens),
     ]
     check_varies("followers", followers.tokens, [a.value for a in arguments])

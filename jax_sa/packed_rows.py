@@ -263,6 +263,8 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
     def cut_for(block: Block) -> Draft | DraftTree:
         if not has_room_for_drafts(block, rows):
             return no_drafts(rows.last, 0)
+        if block.judged >= rows.draft.tokens.size + rows.last.size and not block.reads_prompts:
+            return rows.draft  # there is room for all, and so nothing to be computed
         places = jnp.where(best > 0, block.judged, 0)
         if block.reads_prompts:  # a row that comes to the end of its prompt is judged too
             places -= jnp.sum(~rows.decoding)

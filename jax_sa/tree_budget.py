@@ -21,7 +21,7 @@ MOST_COMPARED = 2048
 """Nodes that are ranked by comparing each with each, one kernel on a GPU; more are sorted."""
 
 
-FOLLOWER_CHANCE, FOLLOWER_DECAY = 0.35, 0.6
+FOLLOWER_CHANCE, FOLLOWER_DECAY = 0.36, 1.6
 """A token's follower of rank 1 + r is what comes next, if none of those before it is, with the
 chance FOLLOWER_CHANCE / (1 + r * FOLLOWER_DECAY): see docs/trees.md."""
 

@@ -30,7 +30,9 @@ def test_an_op(op):
         equal(exported.call(*pick(op, arguments())), OPS[op](*pick(op, values)))
 
 
-@pytest.mark.parametrize("op", ["extend", "lookup pool", "lookup_tree", "extend_lookup"])
+@pytest.mark.parametrize(
+    "op", ["extend", "lookup pool", "lookup_tree", "lookup_tree followers", "extend_lookup"]
+)
 def test_serialised(op):
     exported = export(op, arguments(), [TARGETS[op]])
     again = jax.export.deserialize(exported.serialize())

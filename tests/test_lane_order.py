@@ -17,6 +17,7 @@ import texts
 from calls import reference_of
 from inspection import assert_slot_equals
 from reference import draft
+from test_followers import random_followers
 
 import jax_sa
 
@@ -132,8 +133,10 @@ def test_any_order_follows_alike(library, seed):
         np.testing.assert_array_equal(drafted, np.concatenate(fields))
 
 
+@pytest.mark.parametrize("vocabulary", [0, 3, 12])
 @pytest.mark.parametrize("seed", range(3))
-def test_any_order_gives_the_same_tree(library, seed):
+def test_any_order_gives_the_same_tree(library, seed, vocabulary):
+    """Without followers, with those of some of the text's tokens, and with those of all."""
     generator = np.random.default_rng(seed)
     text, other = generator.integers(0, 4, (2, 200), dtype=np.int32)
     pool = jax_sa.insert(
@@ -141,17 +144,22 @@ def test_any_order_gives_the_same_tree(library, seed):
     )
     ring = jax.tree.map(np.array, pool)
     rings = (ctypes.c_void_p * 4)(*map(pointer, jax.tree.leaves(ring)))
-    state = jax_sa.init(1, 200)
+    table = random_followers(generator, vocabulary, 1).astype(np.int32)
+    followers = jax_sa.Followers(jnp.asarray(table)) if vocabulary else None
+    state, sources = jax_sa.init(1, 200), set()
     for n in range(0, 200, 5):
         block = jnp.asarray(text[None, n : n + 5])
         state = jax_sa.extend(state, block, jnp.full(1, 5, jnp.int32))
         slot = jax.tree.map(np.array, state)
         leaves = (ctypes.c_void_p * 3)(*map(pointer, jax.tree.leaves(slot)))
-        nodes = 1 + 9 * (n % 4)
+        nodes = 1 + 13 * (n % 4)
         tree = np.full(5 * nodes + 1, -9, np.int32)
         library.lookup_tree(
-            *(leaves, 200, slot.index.shape[1], rings, 256, pointer(tree), nodes, seed + n)
+            *(leaves, 200, slot.index.shape[1], rings, 256),
+            *(pointer(table), vocabulary, pointer(tree), nodes, seed + n),
         )
-        expected = jax_sa.lookup_tree(state, max_nodes=nodes, pool=pool)
+        expected = jax_sa.lookup_tree(state, max_nodes=nodes, pool=pool, followers=followers)
         fields = [np.asarray(field[0]).ravel() for field in jax.tree.leaves(expected)]
         np.testing.assert_array_equal(tree, np.concatenate(fields))
+        sources |= set(expected.source[0].tolist())
+    assert (jax_sa.Source.FOLLOWER in sources) == (vocabulary > 0)

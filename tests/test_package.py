@@ -34,6 +34,7 @@ PUBLIC = {
     *("Pool", "init_pool", "get_pool_size", "insert_slots", "Source"),
     *("SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"),
     *("DraftTree", "ROOT", "lookup_tree", "extend_lookup_tree", "tree_mask"),
+    *("Followers", "init_followers", "note_followers", "NUM_FOLLOWERS"),
     *("accept_tree_greedy", "accept_tree_sampled", "TreeBlock", "move_entries"),
     *("accept_greedy", "accept_sampled", "Accepted", "Sampling", "merge_drafts", "join_drafts"),
     *("share_budget", "pack", "Packed"),
@@ -52,6 +53,7 @@ def test_the_public_names_are_listed_and_documented():
     exported = set(re.findall(r"import (\w+) as \1\n", pathlib.Path(jax_sa.__file__).read_text()))
     assert exported == PUBLIC
     constants = {"DRAFT_FILL", "ROOT", "SEPARATOR", "NGRAM_LENGTHS", "MAX_POOL_MATCH"}
+    constants |= {"NUM_FOLLOWERS"}
     for name in PUBLIC - constants:
         assert getattr(jax_sa, name).__doc__
 
@@ -105,7 +107,7 @@ OPS = {
     *("extend", "lookup", "lookup_after", "extend_lookup", "reset", "copy_slots"),
     *("validate", "read_tokens", "insert", "pool_insert", "pool_insert_slots"),
     *("scan_extend", "scan_lookup", "scan_extend_lookup"),
-    *("lookup_tree", "extend_lookup_tree"),
+    *("lookup_tree", "extend_lookup_tree", "note_followers"),
 }
 
 

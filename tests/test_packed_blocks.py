@@ -40,6 +40,7 @@ def test_every_step_has_a_block(monkeypatch, backend, rows, drafted, budget):
 @pytest.mark.parametrize(("rows", "drafted", "budget"), SIZES)
 def test_no_two_blocks_take_an_accelerator_about_the_same_time(monkeypatch, rows, drafted, budget):
     """But for the narrowest, in which no draft is laid out."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     of_cpu, _ = blocks_of(rows, drafted, budget)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     widths, blocks = blocks_of(rows, drafted, budget)

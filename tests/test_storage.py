@@ -1,4 +1,4 @@
-"""States and pools in files."""
+"""States, pools and followers in files."""
 
 import dataclasses
 
@@ -164,3 +164,22 @@ def test_another_version_of_a_pool(tmp_path, pool):
     jax_sa.save(path, pool)
     rewrite(path, pool_format_version=np.int32(2))
     assert "expected format version 1, got 2" in load_error(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": np.zeros((2, 6, 4), np.int32)}, "expected int32[G, V, 8], got int32[2, 6, 4]"),
+        ({"tokens": np.zeros((2, 6, 8))}, "expected int32[G, V, 8], got float64[2, 6, 8]"),
+        ({"tokens": np.zeros((0, 6, 8), np.int32)}, "expected a group at least, got none"),
+        ({"tokens": np.zeros((2, 0, 8), np.int32)}, "vocabulary: expected an int in"),
+        ({"tokens": None}, "expected the arrays of a Followers, got "),
+        ({"more": np.zeros(1)}, "expected the arrays of a Followers, got "),
+        ({"followers_format_version": np.int32(2)}, "expected format version 1, got 2"),
+    ],
+)
+def test_broken_followers(tmp_path, change, message):
+    path = tmp_path / "state: followers"
+    jax_sa.save(path, jax_sa.init_followers(6, num_groups=2))
+    rewrite(path, **change)
+    assert message in load_error(path)

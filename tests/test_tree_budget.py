@@ -49,6 +49,17 @@ def test_siblings_share_what_is_left():
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
+def test_followers_have_a_chance_by_their_rank():
+    """Of the text's last token those of rank 1 and 3, and one of rank 2 below the first."""
+    fields = ([7, 8, 9], [-1, -1, 0], [1, 1, 2], [1, 3, 2], [4, 4, 4])
+    arrays = [jnp.asarray([field], jnp.int32) for field in fields]
+    tree = jax_sa.DraftTree(*arrays, jnp.full(1, 3, jnp.int32))
+    first, second, third = (0.36 / (1 + 1.6 * r) for r in range(3))
+    wanted = [first, (1 - first) * third, first * second]
+    got = tree_budget.survival(tree, jnp.ones(1, jnp.float32))[0]
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_likeliest_nodes_are_a_tree(seed):
     """Whatever the width, what is kept is the nodes of largest chance, with their parents."""

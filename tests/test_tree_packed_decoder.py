@@ -51,6 +51,18 @@ def test_trees_that_are_all_verified(seed):
     assert done.accepted.any()
 
 
+@pytest.mark.parametrize("seed", [1, 2])  # of which the first failed
+def test_trees_near_the_end_of_an_answer(seed):
+    """Where the row has pages for fewer nodes than there could be: of one token each."""
+    decoder = dataclasses.replace(TREES, tree_nodes=12, budget=64)
+    prompts, lengths = packed_model.make_prompts(N, P, seed)
+    limits = jnp.asarray(np.random.default_rng(seed).integers(2, 6, N), jnp.int32)
+    cache = packed_model.paged_cache(3, 3 * (P + 6), 1, P + 6)
+    costs = jnp.ones(len(decoder.widths(3)), jnp.float32)
+    arguments = {"prompts": prompts, "prompt_lengths": lengths, "limits": limits, "costs": costs}
+    assert_plain(decode(decoder, cache=cache, **arguments), limits, prompts, lengths)
+
+
 def test_a_cache_that_is_not_moved_shows(monkeypatch):
     monkeypatch.setattr(packed_model.PagedCache, "move", lambda self, start, path: self)
 

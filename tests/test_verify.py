@@ -10,7 +10,7 @@ import pytest
 import jax_sa
 from jax_sa import verify
 
-NONE, OWN, POOL, NEURAL = (jnp.int32(source) for source in jax_sa.Source)
+NONE, OWN, POOL, NEURAL, _ = (jnp.int32(source) for source in jax_sa.Source)
 
 
 def draft_of(tokens, length):

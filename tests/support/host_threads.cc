@@ -1,8 +1,9 @@
 // The ops on the host with many rows and threads, for ThreadSanitizer: two callers at once, each
 // with states and a pool of its own, share one pool of threads, as XLA's programs do.
 //
-// Every row of a batch has the same text, so that whatever one row's thread left must be what all
-// others left.
+// Every row of a batch has the same text, and every group of followers is noted from the same
+// logits, so that whatever one thread left must be what all others left.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "draft_tree.h"
+#include "followers_host.h"
 #include "pool_insert_host.h"
 #include "rows_host.h"
 #include "scan_host.h"
@@ -19,12 +21,13 @@ namespace {
 
 constexpr int32_t kSlots = 48, kCapacity = 640, kWidth = 32, kDraft = 6, kNodes = 16;
 constexpr int32_t kPoolTokens = 4096, kGroups = 2;
+constexpr int32_t kVocabulary = 200, kPlaces = 2 * kGroups * kVocabulary;
 
 using Ints = std::vector<int32_t>;
 
 void check(bool holds, const char* what) {
   if (holds) return;
-  std::fprintf(stderr, "error: %s differs between rows\n", what);
+  std::fprintf(stderr, "error: %s differs between rows or groups\n", what);
   std::abort();
 }
 
@@ -57,6 +60,23 @@ struct OwnState {
   State state;
 };
 
+// Notes what a model said of every token, first at random, then the same in all groups. Both places
+// are side by side, and the last one counts.
+void note_all(const Followers& followers, xla::ffi::ThreadPool workers, std::mt19937& random) {
+  Ints tokens(kPlaces), groups(kPlaces);
+  std::vector<float> logits(kPlaces * kVocabulary), last(kVocabulary * kVocabulary);
+  for (float& logit : logits) logit = static_cast<float>(random() % 500);
+  for (float& logit : last) logit = static_cast<float>(random() % 500);
+  for (int32_t place = 0; place < kPlaces; ++place) {
+    tokens[place] = place / 2 / kGroups;
+    groups[place] = place / 2 % kGroups;
+    if (place % 2 == 0) continue;
+    std::copy_n(last.begin() + tokens[place] * kVocabulary, kVocabulary,
+                logits.begin() + place * kVocabulary);
+  }
+  run(NoteFollowers{followers, groups.data(), tokens.data(), logits.data(), kPlaces}, workers);
+}
+
 void run_all(xla::ffi::Threads* threads, uint32_t seed) {
   const xla::ffi::ThreadPool workers(threads);
   std::mt19937 random(seed);
@@ -70,6 +90,7 @@ void run_all(xla::ffi::Threads* threads, uint32_t seed) {
   Ints block(kSlots * kWidth), lengths(kSlots, kWidth), groups(kSlots), behind(kSlots);
   Ints shifts(kGroups), drafted(kSlots * kDraft), numbers(kDraftNumbers * kSlots);
   Ints nodes(5 * kSlots * kNodes), count(kSlots);
+  Ints known(kGroups * kVocabulary * kNumFollowers, kNoFollower);
   const Rows rows{nullptr, kSlots};
   const Text text{block.data(), lengths.data(), kWidth};
   const Drafts drafts{drafted.data(), numbers.data(), kDraft};
@@ -77,6 +98,8 @@ void run_all(xla::ffi::Threads* threads, uint32_t seed) {
   const Trees trees{field(0), field(1), field(2), field(3), field(4), count.data(), kNodes};
   const LookupOptions options{nullptr, 1, kCapacity, true, true, 1e9};
   const PoolView seen{pool, nullptr};
+  const Followers followers{known.data(), kGroups, kVocabulary};
+  const Growing growing{{followers, groups.data()}, make_growth()};
 
   for (int32_t done = 0; done < kCapacity; done += kWidth) {
     for (int32_t i = 0; i < kWidth; ++i) {
@@ -95,8 +118,14 @@ void run_all(xla::ffi::Threads* threads, uint32_t seed) {
       run(Lookup{own.state, rows, seen, options, drafts}, workers);
     }
     check(all_same(drafted, kDraft) && all_same(numbers, kDraftNumbers), "a draft");
-    run(LookupTree{own.state, rows, seen, {nullptr, 0, 1}, options, trees, kNodes}, workers);
-    check(all_same(count, 1), "a tree");
+    note_all(followers, workers, random);
+    check(all_same(known, int64_t{kVocabulary} * kNumFollowers), "what follows a token");
+    run(LookupTree{own.state, rows, seen, {nullptr, 0, 1}, growing, options, trees, kNodes},
+        workers);
+    check(all_same(count, 1), "the size of a tree");
+    for (int32_t i = 0; i < 5; ++i) {
+      check(all_same(Ints(field(i), field(i) + kSlots * kNodes), kNodes), "a tree");
+    }
     run(Scan{scan, rows, text, options, drafts}, workers);
     check(all_same(drafted, kDraft) && all_same(match, kCapacity), "a scan");
   }

@@ -38,10 +38,17 @@ def arguments(seed=0, num_slots=SLOTS):
         "slot": random(-2, num_slots + 2),
         "row_tokens": random(0, ALPHABET, ROWS, WIDTH),
         "row_lengths": random(-1, WIDTH + 2, ROWS),
+        "followers": jax_sa.Followers(random_followers(rng)),
     }
 
 
-WITH_SLOTS = {"slots", "others", "slot", "row_tokens", "row_lengths", "built", "pool"}
+def random_followers(rng):
+    """Of two groups, for all tokens of the texts but the last; not of every one are eight known."""
+    known = rng.permuted(np.tile(np.arange(-3, 9), (2, ALPHABET - 1, 1)), axis=-1)
+    return jnp.asarray(known[..., : jax_sa.NUM_FOLLOWERS], jnp.int32)
+
+
+WITH_SLOTS = {"slots", "others", "slot", "row_tokens", "row_lengths", "built", "pool", "followers"}
 """The arguments that are not split as the slots are."""
 
 DRAFT = functools.partial(dict, max_draft=4)
@@ -78,8 +85,20 @@ OPS = {
         state, tokens, lengths, pool=pool, **DRAFT()
     ),
     "lookup_tree": lambda state, limits: jax_sa.lookup_tree(state, max_nodes=6, limits=limits),
+    "lookup_tree followers": lambda state, followers, groups: jax_sa.lookup_tree(
+        state, max_nodes=12, followers=followers, groups=groups
+    ),
+    "lookup_tree pool followers": lambda state, pool, followers, groups: jax_sa.lookup_tree(
+        state, max_nodes=12, pool=pool, followers=followers, groups=groups
+    ),
+    "lookup_tree slots followers": lambda state, slots, followers: jax_sa.lookup_tree(
+        state, max_nodes=12, slots=slots, followers=followers
+    ),
     "extend_lookup_tree slots": lambda state, row_tokens, row_lengths, slots: (
         jax_sa.extend_lookup_tree(state, row_tokens, row_lengths, max_nodes=6, slots=slots)
+    ),
+    "extend_lookup_tree followers": lambda state, tokens, lengths, followers: (
+        jax_sa.extend_lookup_tree(state, tokens, lengths, max_nodes=12, followers=followers)
     ),
     "reset": lambda state, slots: jax_sa.reset(state, slots),
     "copy_slots": lambda state, slots, others: jax_sa.copy_slots(state, slots, others),
@@ -103,6 +122,7 @@ ADDING = [
     "lookup slots",
     "lookup_after slots",
     "lookup slots pool",
+    "lookup_tree slots followers",
     "extend_lookup slots",
     "extend_lookup_tree slots",
     "read_tokens slots",

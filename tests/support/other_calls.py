@@ -12,6 +12,8 @@ from op_calls import ALPHABET, SLOTS, arguments
 import jax_sa
 
 ROWS, DRAFT, NODES = SLOTS, 4, 3
+VOCABULARY = 2**15 + 1001
+"""Of the followers: in the kernel, a thread's part of it has more tokens than a warp has lanes."""
 
 
 class Call(NamedTuple):
@@ -30,6 +32,10 @@ def _insert(pool, tokens, lengths, groups):
 
 def _insert_slots(pool, state, slots, groups):
     return jax_sa.insert_slots(pool, state, slots, groups=groups)
+
+
+def _note(followers, tokens, logits, groups):
+    return jax_sa.note_followers(followers, tokens, logits, groups=groups)
 
 
 def _copy(destinations, sources, rows):
@@ -67,6 +73,7 @@ GROUPS = (True, False, False, False)
 OTHERS = {
     "insert pool": Call(_insert, GROUPS, updates=True),
     "insert_slots": Call(_insert_slots, GROUPS, updates=True),
+    "note_followers": Call(_note, GROUPS, updates=True),
     "fused_copy": Call(_copy, (False, False, False), updates=True),
     "expand_seqlens": Call(_expand, (True, True)),
     "accept_greedy": Call(jax_sa.accept_greedy, (True, True)),
@@ -104,6 +111,10 @@ def other_arguments(op, seed=0):
         pool = jax_sa.insert(jax_sa.init_pool(64, num_groups=ROWS), tokens, lengths)
         texts = (tokens, lengths) if op == "insert pool" else (state, slots)
         return pool, *texts, random(-1, ROWS + 1, len(texts[1]))
+    if op == "note_followers":
+        followers = jax_sa.Followers(random(-1, VOCABULARY, ROWS, VOCABULARY, 8))
+        logits = jnp.asarray(rng.normal(size=(40, VOCABULARY)), jnp.float32)
+        return followers, random(-1, 5, 40), logits, random(-1, ROWS + 1, 40)
     if op == "fused_copy":
         buffers = {"a": jnp.zeros((ROWS, 4)), "b": jnp.zeros((ROWS, 3), jnp.int32)}
         return buffers, {"a": jnp.ones((4, 4)), "b": random(0, 9, 4, 3)}, random(0, 5)

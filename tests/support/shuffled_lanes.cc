@@ -82,10 +82,11 @@ extern "C" void lookup_after(void* const* leaves, int32_t max_seq_len, int32_t i
                          draft, max_draft, seed);
 }
 
-// `tree` has room for five numbers of each node, and for their count.
+// `followers` are those of one group; there are none where `vocabulary` is 0. `tree` has room for
+// five numbers of each node, and for their count.
 extern "C" void lookup_tree(void* const* leaves, int32_t max_seq_len, int32_t index_words,
-                            int32_t* const* pool, int32_t capacity, int32_t* tree,
-                            int32_t max_nodes, uint32_t seed) {
+                            int32_t* const* pool, int32_t capacity, int32_t* followers,
+                            int32_t vocabulary, int32_t* tree, int32_t max_nodes, uint32_t seed) {
   std::mt19937 random(seed);
   ShuffledWarp warp;
   warp.random = &random;
@@ -94,6 +95,7 @@ extern "C" void lookup_tree(void* const* leaves, int32_t max_seq_len, int32_t in
                       {nullptr, 1},
                       {pool_of(pool, 1, capacity), nullptr},
                       {nullptr, 0, 1},
+                      {{{followers, 1, vocabulary}, nullptr}, make_growth()},
                       {nullptr, 1, max_seq_len, true, true, 1e9},
                       {field(0), field(1), field(2), field(3), field(4), field(5), max_nodes},
                       max_nodes};

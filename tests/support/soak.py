@@ -23,6 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import jax
 import numpy as np
 import test_draft_tree
+import test_followers
 import test_fused_copy
 import test_pool
 import test_read_tokens
@@ -67,14 +68,16 @@ class Size:
     width: int
     alphabet: int
     pool: int
+    vocabulary: int
+    """Of the followers, which some of the texts' tokens may be outside of."""
 
 
-SIZES = [Size(3, 24, 4, 3, 64), Size(5, 121, 9, 2, 256), Size(2, 700, 300, 4, 1024)]
+SIZES = [Size(3, 24, 4, 3, 64, 12), Size(5, 121, 9, 2, 256, 1100), Size(2, 700, 300, 4, 1024, 3)]
 """The last has rows that CUDA builds in parallel."""
 
 
 class Round:
-    """A state, a scan and a pool, and what they should hold."""
+    """A state, a scan, a pool and followers, and what they should hold."""
 
     def __init__(self, size: Size, seed: int) -> None:
         self.size = size
@@ -83,6 +86,8 @@ class Round:
         self.scan = jax_sa.init(size.slots, size.capacity, index="scan")
         self.pool = jax_sa.init_pool(size.pool, num_groups=GROUPS)
         self.groups = [Group(size.pool) for _ in range(GROUPS)]
+        self.followers = jax_sa.init_followers(size.vocabulary, num_groups=GROUPS)
+        self.known = np.array(self.followers.tokens)
         self.automata = [reference_of([], size.capacity) for _ in range(size.slots)]
         self.status = [Status(0)] * size.slots
 
@@ -157,17 +162,35 @@ class Round:
             test_pool.assert_draft_equals(draft, slot, text, visible, MAX_DRAFT, **options)
 
     def lookup_tree(self):
-        options = test_draft_tree.LOOKUPS[self.random.integers(3)]
+        options = TREES[self.random.integers(len(TREES))]
         seen = int32(self.random.integers(-1, GROUPS, self.size.slots))
-        tree = test_draft_tree._lookup_tree(self.state, pool=self.pool, groups=seen, **options)
+        followers = self.followers if self.random.random() < 0.5 else None
+        sources = {"pool": self.pool, "groups": seen, "followers": followers}
+        tree = test_draft_tree._lookup_tree(self.state, **sources, **options)
         for slot, group in enumerate(seen.tolist()):
             nodes = test_draft_tree.nodes_of(tree, slot)
             if self.status[slot] & LOST:
                 assert nodes == []
                 continue
-            visible = None if group < 0 else self.groups[group]
             automaton = self.automata[slot]
-            assert nodes == test_draft_tree.expected(automaton, group=visible, **options)
+            visible = growth = None
+            if group >= 0:
+                visible = self.groups[group]
+                last = automaton.text[-1] if automaton.text else -1
+                growth = None if followers is None else (self.known[group].tolist(), last)
+            expected = test_draft_tree.expected(automaton, group=visible, growth=growth, **options)
+            assert nodes == expected
+
+    def note_followers(self):
+        random, vocabulary = self.random, self.size.vocabulary
+        tokens = random.integers(-1, min(vocabulary, self.size.alphabet) + 1, 16)
+        groups = random.integers(-1, GROUPS + 1, 16)
+        kind = random.choice(["plain", "ties", "zeros", "odd", "few"])
+        logits = test_followers.make_logits(kind, 16, vocabulary, random)
+        self.followers = test_followers._note(
+            self.followers, int32(tokens), logits, groups=int32(groups)
+        )
+        self.known = test_followers.noted(self.known, tokens, logits, groups)
 
     def insert_texts(self):
         random, size = self.random, self.size
@@ -231,7 +254,7 @@ class Round:
     def save_and_load(self):
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "saved"
-            for name in ("state", "scan", "pool"):
+            for name in ("state", "scan", "pool", "followers"):
                 jax_sa.save(path, getattr(self, name))
                 setattr(self, name, jax_sa.load(path))
 
@@ -254,6 +277,7 @@ class Round:
             assert_slot_equals(state, slot, self.automata[slot], status=status)
             test_scan.assert_exact(scan, slot, self.automata[slot].text, status)
         test_pool.assert_pool_equals(jax.device_get(self.pool), *self.groups)
+        np.testing.assert_array_equal(self.followers.tokens, self.known)
 
 
 OPTIONS = [
@@ -262,6 +286,9 @@ OPTIONS = [
     {"min_match": 2, "draft_factor": 0.5},
     {"periodic": False},
 ]
+
+TREES = [test_draft_tree.LOOKUPS[number] for number in (0, 1, 6, 8)]
+"""The last two leave room for followers."""
 
 
 def _lookup_pool(state, groups, pool, **options):
@@ -276,10 +303,13 @@ _lookup = jax.jit(
     ),
 )
 
-STEPS = [Round.extend] * 3 + [Round.extend_lookup] * 4 + [Round.lookup, Round.lookup_pool]
+STEPS = [
+    *([Round.extend] * 3 + [Round.extend_lookup] * 4),
+    *(Round.lookup, Round.lookup_pool, Round.lookup_tree),
+]
 RARE = [
-    *(Round.lookup_tree, Round.insert_texts, Round.insert_slots, Round.reset, Round.copy_slots),
-    *(Round.insert_built, Round.read_tokens, Round.save_and_load, Round.metadata),
+    *(Round.insert_texts, Round.insert_slots, Round.reset, Round.copy_slots, Round.insert_built),
+    *(Round.read_tokens, Round.save_and_load, Round.metadata, Round.note_followers),
 ]
 
 

@@ -17,7 +17,7 @@ OWN, POOL, NEURAL, FOLLOWER = 1, 2, 3, 4
 NEURAL_MATCH_LENGTH = 3
 STEP = fractions.Fraction(1, 256)  # of factors
 NUM_FOLLOWERS, MOST_GROWN, GROWTH_FACTOR = 8, 32, 4
-SHARES = [350, 140, 80, 60, 40, 30, 30, 20]  # in a thousand: how often a follower is what comes
+SHARES = [360, 90, 50, 32, 27, 17, 16, 13]  # in a thousand: how often a follower is what comes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,16 @@ def step_tree(state: jax_sa.State, logits: jax.Array) -> jax_sa.State:
     return jax_sa.extend(state, accepted.tokens, accepted.length)
 
 
+def step_grown(
+    state: jax_sa.State, followers: jax_sa.Followers, read: jax.Array, logits: jax.Array
+) -> tuple[jax_sa.DraftTree, jax_sa.Followers]:
+    followers = jax_sa.note_followers(followers, read, logits)
+    assert_type(followers.tokens, jax.Array)
+    assert_type(followers.vocabulary, int)
+    assert_type(jax_sa.init_followers(32_000, num_groups=2), jax_sa.Followers)
+    return jax_sa.lookup_tree(state, max_nodes=8, followers=followers), followers
+
+
 def model(params: dict[str, jax.Array], tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
     return params["embedding"][tokens], cache
 
