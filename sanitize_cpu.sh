@@ -29,7 +29,7 @@ esac
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-tests=(automaton slots sequences pool draft_tree scan read_tokens host_build validate storage
+tests=(automaton slots sequences pool draft_tree followers scan read_tokens host_build validate storage
   seqlens fused_copy vmap seed)
 
 paths=()

@@ -192,7 +192,7 @@ class DraftTree {
         if (above == kNowhere) return;
         const int32_t before = depth == 1 ? last_token : token_before[lane];
         token[lane] = followers.at(before, growth.rank[lane]);
-        if (token[lane] < 0) return;
+        if (token[lane] < 0 || followers.is_again(before, growth.rank[lane])) return;
         node[lane] = kNew;
         for (int32_t i = 0; i < of_chains; ++i) {
           if (trees.parents[first + i] == above && trees.tokens[first + i] == token[lane]) {

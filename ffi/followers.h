@@ -21,6 +21,14 @@ struct FollowerGroup {
     if (token < 0 || token >= vocabulary) return kNoFollower;
     return tokens[static_cast<int64_t>(token) * kNumFollowers + rank];
   }
+
+  // Whether a likelier follower is the same token, as only a file can say.
+  JAX_SA_FN bool is_again(int32_t token, int32_t rank) const {
+    for (int32_t likelier = 0; likelier < rank; ++likelier) {
+      if (at(token, likelier) == at(token, rank)) return true;
+    }
+    return false;
+  }
 };
 
 struct Followers {

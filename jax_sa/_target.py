@@ -172,7 +172,9 @@ def _result_type(
     operands: Sequence[jax.Array],
 ) -> Any:
     """A result that varies as all operands do; rows and entries are sharded as the table is."""
-    like = jax.typeof(operands[0])
+    types = [jax.typeof(operand) for operand in operands]
+    # Of what was made here, such as zeros for `groups`, none is on an Explicit mesh.
+    like = next((type_ for type_ in types if not type_.sharding.mesh.empty), types[0])
     axis = result.role.axis
     spec: list[Any] = [] if axis is None else [None]
     follows = axis == target.table or (axis == ROW_AXIS and target.rows_are_entries)

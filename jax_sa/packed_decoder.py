@@ -702,14 +702,12 @@ class PackedDecoder(DraftOptions):
     def _draft(self, rows: Rows, step: Step) -> tuple[AnyState | None, Draft | DraftTree]:
         """Appends the tokens that were emitted, and drafts those that follow.
 
-        A draft leaves one of the tokens that a row may still write: a step emits one more. And a
-        tree has no more nodes than that, since for each of them the cache must have a place.
+        A draft leaves one of the tokens that a row may still write: a step emits one more.
         """
         if rows.state is None:
             return None, rows.draft
-        left = jnp.where(rows.decoding, rows.limits - rows.lengths, 0)
         options = {
-            "limits": left - 1,
+            "limits": jnp.where(rows.decoding, rows.limits - rows.lengths, 0) - 1,
             "pool": rows.pool,
             "groups": None if rows.groups is None else rows.groups[rows.request],
             **self.lookup_options(),
@@ -717,8 +715,7 @@ class PackedDecoder(DraftOptions):
         if self.tree_nodes is None:
             return extend_lookup(rows.state, step.tokens, step.length, **options)
         options |= {"max_nodes": self.tree_nodes, "followers": rows.followers}
-        state, tree = extend_lookup_tree(rows.state, step.tokens, step.length, **options)
-        return state, dataclasses.replace(tree, length=jnp.minimum(tree.length, left))
+        return extend_lookup_tree(rows.state, step.tokens, step.length, **options)
 
 
 @functools.partial(jax.jit, donate_argnames="rows")

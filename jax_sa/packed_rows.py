@@ -247,7 +247,7 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
     num_widths = costs.size
     room = [b.judged if has_room_for_drafts(b, rows) else 0 for b in blocks[:num_widths]]
     room = jnp.asarray(room, jnp.float32)
-    chances, needed, cut = _share(rows.draft, rows.record.strain(), rows.decoding)
+    chances, needed, cut = _share(rows)
 
     # All sums at once, as each is a kernel on a GPU: of the tokens that a step of each width is
     # expected to emit, and of those that are not read.
@@ -264,7 +264,7 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
         if not has_room_for_drafts(block, rows):
             return no_drafts(rows.last, 0)
         if block.judged >= rows.draft.tokens.size + rows.last.size and not block.reads_prompts:
-            return rows.draft  # there is room for all, and so nothing to be computed
+            return _with_places(rows)  # there is room for all, so nothing is to be chosen
         places = jnp.where(best > 0, block.judged, 0)
         if block.reads_prompts:  # a row that comes to the end of its prompt is judged too
             places -= jnp.sum(~rows.decoding)
@@ -337,9 +337,18 @@ def settle(rows: Rows, verified: Verified, stop_tokens: tuple[int, ...]) -> tupl
     return dataclasses.replace(after, record=record, **changed), step
 
 
-def _share(
-    draft: Draft | DraftTree, strain: jax.Array, decoding: jax.Array
-) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], Any]]:
+def _with_places(rows: Rows) -> Draft | DraftTree:
+    """The drafts, as far as the cache has places for them: as many as a row may still write tokens.
+
+    A chain is never longer. But a tree may have more nodes than that, and each takes a place.
+    """
+    if not isinstance(rows.draft, DraftTree):
+        return rows.draft
+    places = jnp.minimum(rows.draft.length, rows.limits - rows.lengths)
+    return dataclasses.replace(rows.draft, length=places)
+
+
+def _share(rows: Rows) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], Any]]:
     """Shares places among the rows, each of which has its last token there if it decodes.
 
     Returns:
@@ -347,9 +356,9 @@ def _share(
       is verified; a function that cuts the drafts to int32[] places. The tokens of a chain stay
       where they are: `length` says how many count.
     """
-    own = decoding.astype(jnp.int32)
+    draft, strain, own = rows.draft, rows.record.strain(), rows.decoding.astype(jnp.int32)
     if isinstance(draft, DraftTree):
-        chances = tree_budget.survival(draft, strain)
+        chances = tree_budget.survival(_with_places(rows), strain)
         needed = (jnp.sum(own) + 1 + tree_budget.rank(chances)).astype(jnp.float32)
 
         def keep(places: jax.Array) -> DraftTree:

@@ -158,13 +158,16 @@ def test_groups_and_limits():
         )
 
 
-def test_no_follower_is_below_a_token_that_is_none():
-    """Tables from a file may hold any number."""
+def test_tables_from_a_file_may_hold_any_number():
+    """None below 0 is a token, and no node has two children of one token."""
     tables = np.full((1, 4, 8), -7)
-    tables[0, 1, :3] = [-(2**31), 2**31 - 1, 2]
+    tables[0, 1, :5] = [-(2**31), 2**31 - 1, 2, 2, 2**31 - 1]
+    tables[0, 2, :3] = [3, 3, 3]
     state = jax_sa.extend(jax_sa.init(1, 4), int32([[1]]), int32([1]))
-    tree = jax_sa.lookup_tree(state, max_nodes=8, followers=jax_sa.Followers(int32(tables)))
-    assert nodes_of(tree, 0) == [(2**31 - 1, -1, 1, 2, 4), (2, -1, 1, 3, 4)]
+    tree = jax_sa.lookup_tree(state, max_nodes=32, followers=jax_sa.Followers(int32(tables)))
+    nodes = [(2**31 - 1, -1, 1, 2, 4), (2, -1, 1, 3, 4), (3, 1, 2, 1, 4)]
+    assert nodes_of(tree, 0) == nodes
+    assert nodes == tree_reference.grow([], 32, tables[0].tolist(), 1, 32)
 
 
 def test_saved_and_loaded(tmp_path):

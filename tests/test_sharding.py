@@ -334,6 +334,25 @@ def test_groups_of_a_pool_over_devices(mesh):
     assert_split(result, mesh)
 
 
+def test_groups_of_followers_over_devices(mesh):
+    values = arguments()
+    followers = jax_sa.init_followers(20, num_groups=8)
+    logits = jax.random.normal(jax.random.key(0), (values["groups"].size, 20))
+    rest = jnp.asarray(values["tokens"])[:, 0] % 20, logits, jnp.asarray(values["groups"] * 3 - 1)
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
+
+    def note(followers, tokens, logits, groups):
+        return jax_sa.note_followers(followers, tokens, logits, groups=groups)
+
+    expected = note(followers, *rest)
+    placed = jax.device_put(followers, split), *jax.device_put(rest, whole)
+    compiled = jax.jit(note, donate_argnums=0).lower(*placed).compile()
+    assert not collectives(compiled)
+    result = compiled(*placed)
+    equal(result, expected)
+    assert_split(result, mesh)
+
+
 @pytest.mark.parametrize("in_jit", [False, True])
 def test_init(mesh, in_jit):
     sharding = NamedSharding(mesh, PartitionSpec("data"))

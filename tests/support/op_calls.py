@@ -88,8 +88,8 @@ OPS = {
     "lookup_tree followers": lambda state, followers, groups: jax_sa.lookup_tree(
         state, max_nodes=12, followers=followers, groups=groups
     ),
-    "lookup_tree pool followers": lambda state, pool, followers, groups: jax_sa.lookup_tree(
-        state, max_nodes=12, pool=pool, followers=followers, groups=groups
+    "lookup_tree pool followers": lambda state, pool, followers: jax_sa.lookup_tree(
+        state, max_nodes=12, pool=pool, followers=followers
     ),
     "lookup_tree slots followers": lambda state, slots, followers: jax_sa.lookup_tree(
         state, max_nodes=12, slots=slots, followers=followers

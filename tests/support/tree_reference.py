@@ -144,6 +144,8 @@ def grow(nodes, max_nodes, followers, last, depth):
         known = followers[before] if 0 <= before < len(followers) else []
         if ranks[-1] >= len(known) or known[ranks[-1]] < 0:
             continue
+        if known[ranks[-1]] in known[: ranks[-1]]:
+            continue
         found[ranks] = path = (*path, int(known[ranks[-1]]))
         if path not in places:
             places[path] = len(nodes)
