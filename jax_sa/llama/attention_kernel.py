@@ -11,7 +11,6 @@ Letters: as in `jax_sa.llama.attention`; P programs of a tile.
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +90,7 @@ def paged_attention(
         interpret=interpret,
         name="paged_attention",
     )(layer[None], block.tiles, block.positions, block.pages, q, keys, values, *tree)
-    return found[0][0] if whole else _join(*found, block, q.dtype, interpret)
+    return found[0][0] if whole else _join(*found).astype(q.dtype)
 
 
 def _num_parts(programs: int, places: int, keys: jax.Array) -> int:
@@ -106,47 +105,11 @@ def _keys_of_a_block(keys: jax.Array) -> int:
     return min(KEYS, KEY_BYTES // (keys.shape[-1] * keys.dtype.itemsize))
 
 
-def _join(
-    out: jax.Array,
-    highest: jax.Array,
-    sums: jax.Array,
-    block: Block,
-    dtype: Any,
-    interpret: bool,
-) -> jax.Array:
-    """The results of the parts of all tiles, [P, T, G, R, ...], as one; zeros for padding.
-
-    A kernel adds them in the same order for every number of tokens, which XLA might not.
-    """
-    parts, *of_rows, head_dim = out.shape
-    shared, num_rows = of_rows[-1], block.pages.shape[0]
-
-    def join_kernel(rows_ref, out_ref, highest_ref, sums_ref, joined_ref):
-        token, group = map(pl.program_id, (0, 1))
-        head = jnp.arange(pl.next_power_of_2(shared), dtype=jnp.int32)
-        is_head, lane = head < shared, jnp.arange(head_dim, dtype=jnp.int32)[None]
-        row = rows_ref[token]
-        is_in = is_head & (row >= 0) & (row < num_rows)
-        lines = [(part, token, group, head) for part in range(parts)]
-        tops = [triton.load(highest_ref.at[line], mask=is_in, other=LOW) for line in lines]
-        scales = [jnp.exp2(top - functools.reduce(jnp.maximum, tops)) for top in tops]
-        joined, total = 0.0, 0.0
-        for line, scale in zip(lines, scales, strict=True):
-            at = (*line[:-1], head[:, None], lane)
-            joined += scale[:, None] * triton.load(out_ref.at[at], mask=is_in[:, None], other=0)
-            total += scale * triton.load(sums_ref.at[line], mask=is_in, other=1)
-        joined = (joined / total[:, None]).astype(dtype)
-        at = (token, group, head[:, None], lane)
-        triton.store(joined_ref.at[at], joined, mask=is_head[:, None])
-
-    return pl.pallas_call(
-        join_kernel,
-        grid=tuple(of_rows[:2]),
-        out_shape=jax.ShapeDtypeStruct((*of_rows, head_dim), dtype),
-        compiler_params=triton.CompilerParams(num_warps=1),
-        interpret=interpret,
-        name="join_kernel",
-    )(block.rows, out, highest, sums)
+def _join(out: jax.Array, highest: jax.Array, total: jax.Array) -> jax.Array:
+    """The results of the parts of a tile, [P, T, G, R, ...], as one."""
+    scale = jnp.exp(highest - jnp.max(highest, axis=0, keepdims=True))
+    total = jnp.sum(scale * total, axis=0)
+    return jnp.sum(scale[..., None] * out, axis=0) / total[..., None]
 
 
 def _kernel(
@@ -212,7 +175,7 @@ def _kernel(
         out = out / sums[:, None]
     at = (part, token[:, None], group, head[:, None], lane)
     triton.store(out_ref.at[at], out.astype(out_ref.dtype), mask=is_in[:, None])
-    for ref, value in zip(found, (highest, sums), strict=False):
+    for ref, value in zip(found, (highest * math.log(2), sums), strict=False):
         triton.store(ref.at[part, token, group, head], value, mask=is_in)
 
 
