@@ -27,18 +27,8 @@ from jax_sa.tree_block import TreeBlock
 from jax_sa.verify import Accepted
 
 PYTREES = (
-    *(
-        State,
-        ScanState,
-        Pool,
-        Followers,
-        Draft,
-        DraftTree,
-        TreeBlock,
-        Accepted,
-        Packed,
-        ExpandedSeqlens,
-    ),
+    *(State, ScanState, Pool, Followers, Draft, DraftTree, TreeBlock, Accepted, Packed),
+    ExpandedSeqlens,
     *(Copied, ReplayMetadata, Sampling, Record, Generation, Rows, Step, Completions),
     *(KVCache, BlockTable),
 )

@@ -96,7 +96,7 @@ def _worthwhile(sizes: Iterable[T], tokens: Callable[[T], int]) -> list[T]:
     longest: dict[int, T] = {}
     for size in sizes:
         tiles = -(-tokens(size) // tile)
-        longest[tiles] = max(size, longest.get(tiles, size), key=tokens)
+        longest[tiles] = max(longest.get(tiles, size), size, key=tokens)
     kept: dict[int, T] = {}
     for tiles, size in longest.items():
         if all(max(tiles, other) >= growth * min(tiles, other) for other in kept):

@@ -407,7 +407,7 @@ class PackedDecoder(DraftOptions):
           state: donated.
           sampling: as in `generate`.
           pool: as in `generate`; left as it is. An empty one of its size is used, and let go of.
-          followers: likewise.
+          followers: likewise, with none that is known.
           on_progress: called with the number of widths that were measured, and of all.
 
         Raises:

@@ -37,6 +37,14 @@ def test_every_step_has_a_block(monkeypatch, backend, rows, drafted, budget):
     assert all(rows <= b.judged <= b.total for b in reading)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_small_budget_has_room_for_drafts_beside_prompts(monkeypatch, backend):
+    """Where it cuts several blocks to one size, that with the most places to judge stays."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    _, blocks = blocks_of(8, 32, 100)
+    assert [(b.total, b.judged) for b in blocks if b.reads_prompts] == [(100, 24)]
+
+
 @pytest.mark.parametrize(("rows", "drafted", "budget"), SIZES)
 def test_no_two_blocks_take_an_accelerator_about_the_same_time(monkeypatch, rows, drafted, budget):
     """But for the narrowest, in which no draft is laid out."""
