@@ -55,12 +55,14 @@ from jax_sa.packed_rows import (
     note_read,
     own_counts,
     own_tokens,
+    parts,
     plain_plan,
     plan_step,
     release,
     row_capacity,
     settle,
     unread_tokens,
+    with_parts,
 )
 from jax_sa.packing import pack
 from jax_sa.pool import Pool, check_pool
@@ -558,9 +560,9 @@ class PackedDecoder(DraftOptions):
             functools.partial(self._run_block, block, params, rows, plan, key)
             for block in plan.blocks
         ]
-        changing = {name: getattr(rows, name) for name in CHANGED_BY_BLOCK}
+        changing = parts(rows, CHANGED_BY_BLOCK)
         step, changed = run_branch(plan.block, branches, changing)
-        after = dataclasses.replace(rows, **changed, sampling=sampling)
+        after = dataclasses.replace(with_parts(rows, changed), sampling=sampling)
         state, draft = self._draft(after, step)
         pool = rows.pool
         if self.inserts != "nothing":
@@ -590,9 +592,9 @@ class PackedDecoder(DraftOptions):
           rows: before the step, but for what changes.
           plan: of the step.
           key: to sample with.
-          changing: the fields `CHANGED_BY_BLOCK` of the rows, updated in place.
+          changing: the parts `CHANGED_BY_BLOCK` of the rows, updated in place.
         """
-        rows = dataclasses.replace(rows, **changing)
+        rows = with_parts(rows, changing)
         if not has_room_for_drafts(block, rows) and not block.reads_prompts:
             verified = self._verify_none(params, rows, key)
         else:
@@ -602,7 +604,7 @@ class PackedDecoder(DraftOptions):
             tokens = unread_tokens(rows, _chunk(rows, block.total))
             read = jnp.where(rows.decoding, 0, verified.counts)
             after = dataclasses.replace(after, state=extend(rows.state, tokens, read))
-        return step, {name: getattr(after, name) for name in changing}
+        return step, parts(after, CHANGED_BY_BLOCK)
 
     def _verify(
         self,

@@ -14,14 +14,15 @@ from jax_sa._branches import run_branch
 from jax_sa._shard_map import vary, varying_axes
 from jax_sa.followers import Followers
 from jax_sa.packed_rows import (
+    CHANGED_BY_ADMISSION,
     Rows,
     Step,
     admit,
     can_fit,
-    changed_by_admission,
     free_pages,
+    parts,
     release,
-    with_admission,
+    with_parts,
 )
 from jax_sa.pool import Pool
 from jax_sa.prompts import to_lists
@@ -130,8 +131,8 @@ def begin(rows: Rows, queue: Queue, max_new_tokens: int) -> tuple[Work, Queue]:
         calls=jnp.zeros((), jnp.int32),
     )
     # The cache's arrays may vary over further axes; the loop needs them to vary over these.
-    table = getattr(rows.cache, "block_table", None)
-    return vary((work, queue), varying_axes((dataclasses.replace(rows, cache=table), queue)))
+    few = dataclasses.replace(rows, cache=rows.block_table)
+    return vary((work, queue), varying_axes((few, queue)))
 
 
 @functools.partial(jax.jit, donate_argnames="work")
@@ -201,16 +202,16 @@ def refill(work: Work, queue: Queue, ended: jax.Array) -> tuple[Work, jax.Array]
     """
     _, wanted = _wanted(work, queue, ended)
 
-    def keep(changing: tuple[Any, ...]) -> tuple[jax.Array, tuple[Any, ...]]:
+    def keep(changing: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
         return work.begun, changing
 
-    def fill(changing: tuple[Any, ...]) -> tuple[jax.Array, tuple[Any, ...]]:
-        begun, rows = _begin_next(with_admission(work.rows, changing), work.begun, queue)
-        return begun, changed_by_admission(rows)
+    def fill(changing: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        begun, rows = _begin_next(with_parts(work.rows, changing), work.begun, queue)
+        return begun, parts(rows, CHANGED_BY_ADMISSION)
 
-    changing = changed_by_admission(work.rows)
+    changing = parts(work.rows, CHANGED_BY_ADMISSION)
     begun, changed = run_branch(wanted.astype(jnp.int32), [keep, fill], changing)
-    work = dataclasses.replace(work, rows=with_admission(work.rows, changed), begun=begun)
+    work = dataclasses.replace(work, rows=with_parts(work.rows, changed), begun=begun)
     return work, ended & ~wanted
 
 

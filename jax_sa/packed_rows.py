@@ -7,7 +7,7 @@ places of a step's block, W widths.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax_sa import budget, tree_budget
 from jax_sa._checks import INT32_MAX
 from jax_sa.automaton import DRAFT_FILL, Draft, reset
-from jax_sa.cache_schema import claim_blocks, free_blocks
+from jax_sa.cache_schema import BlockTable, claim_blocks, free_blocks
 from jax_sa.draft_tree import DraftTree, is_node
 from jax_sa.followers import NO_FOLLOWER, Followers, note_followers
 from jax_sa.packed_blocks import Block
@@ -33,7 +33,10 @@ NUMBERS = (
 """The columns of `Rows.numbers`, by the properties that give them."""
 
 CHANGED_BY_BLOCK = ("numbers", "record", "cache", "state", "followers")
-"""The fields of `Rows` that a step's block changes. The rest of the step is the same for all."""
+"""The parts of `Rows` that a step's block changes. The rest of the step is the same for all."""
+
+CHANGED_BY_ADMISSION = ("numbers", "record", "state", "block_table")
+"""The parts that change as requests begin: of the cache the block table alone."""
 
 
 @jax.tree_util.register_dataclass
@@ -123,6 +126,11 @@ class Rows:
     def unread(self) -> jax.Array:
         """int32[B] tokens of the prompt that are not read; 0 in an idle row."""
         return jnp.maximum(self.prompt_lengths - self.read, 0)
+
+    @property
+    def block_table(self) -> BlockTable | None:
+        """The pages of the rows; None where the cache has none."""
+        return getattr(self.cache, "block_table", None)
 
     def emits(self, counts: jax.Array) -> jax.Array:
         """bool[B] rows whose text ends with the int32[B] own tokens that a step reads of it."""
@@ -215,6 +223,20 @@ def idle_rows(
         followers=followers,
         groups=groups,
     )
+
+
+def parts(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
+    """The fields and properties of the rows with these names."""
+    return {name: getattr(rows, name) for name in names}
+
+
+def with_parts(rows: Rows, changed: dict[str, Any]) -> Rows:
+    """The rows with what `parts` gives, changed."""
+    changed = dict(changed)
+    table = changed.pop("block_table", None)
+    if table is not None:
+        changed["cache"] = dataclasses.replace(rows.cache, block_table=table)
+    return dataclasses.replace(rows, **changed)
 
 
 def with_numbers(rows: Rows, **changed: jax.Array) -> Rows:
@@ -423,20 +445,6 @@ def admit(
     return dataclasses.replace(rows, record=record, cache=cache, state=state), begins
 
 
-def changed_by_admission(rows: Rows) -> tuple[Any, ...]:
-    """What changes as requests begin: of the cache the block table alone."""
-    return rows.numbers, rows.record, rows.state, getattr(rows.cache, "block_table", None)
-
-
-def with_admission(rows: Rows, changed: tuple[Any, ...]) -> Rows:
-    """The rows with what `changed_by_admission` gives."""
-    numbers, record, state, table = changed
-    cache = rows.cache
-    if table is not None:
-        cache = dataclasses.replace(cache, block_table=table)
-    return dataclasses.replace(rows, numbers=numbers, record=record, state=state, cache=cache)
-
-
 def insert_texts(
     rows: Rows, state: AnyState, finished: jax.Array, *, responses_only: bool
 ) -> Pool | None:
@@ -479,7 +487,7 @@ def release(rows: Rows, mask: jax.Array) -> Rows:
 
 def free_pages(rows: Rows) -> Any:
     """The cache without the pages of idle rows."""
-    if (table := getattr(rows.cache, "block_table", None)) is None:
+    if (table := rows.block_table) is None:
         return rows.cache
     idle = jnp.concatenate([jnp.zeros(1, bool), rows.idle])
     return dataclasses.replace(rows.cache, block_table=_free_blocks(table, idle))
