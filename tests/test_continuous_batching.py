@@ -21,7 +21,7 @@ def run(capsys, *options):
     "options",
     [
         (),
-        ("--rows", 1, "--pages", 12),
+        pytest.param(("--rows", 1, "--pages", 12), marks=pytest.mark.slow),
         pytest.param(("--rows", 7, "--pages", 80, "--budget", 200), marks=pytest.mark.slow),
     ],
     ids=["default", "one-row", "a-row-each"],

@@ -81,6 +81,7 @@ def test_groups_keep_to_themselves():
     assert (only.followers.tokens == -1).all()
 
 
+@pytest.mark.slow
 def test_with_a_pool():
     buffers = {"pool": jax_sa.init_pool(2048, num_groups=2), "followers": unknown(2)}
     groups = jnp.arange(N, dtype=jnp.int32) % 2
@@ -90,6 +91,7 @@ def test_with_a_pool():
     assert_plain(decode(TREES, costs=FORCED, groups=groups, **buffers))
 
 
+@pytest.mark.slow
 def test_sampled_answers_of_temperature_zero_are_greedy():
     sampling = jax_sa.Sampling(jax.random.key(0), temperature=0.0)
     assert_plain(decode(TREES, sampling=sampling, costs=FORCED, followers=unknown()))

@@ -55,7 +55,7 @@ def test_the_logits_of_a_node_are_those_of_its_path(loaded):
             np.testing.assert_allclose(logits[row, 1 + node], wanted[row, len(path)], **CLOSE)
 
 
-@pytest.mark.parametrize("mtp_tokens", [0, 2])
+@pytest.mark.parametrize("mtp_tokens", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_generation_with_trees_equals_plain_decoding(loaded, mtp_tokens):
     settings, params = loaded
     lengths = np.array([30, 11], np.int32)
