@@ -54,7 +54,7 @@ struct Growing {
   FollowersView followers;
   Growth growth;
 
-  // That of the chains, which leave room for followers.
+  // The draft factor of the chains, which leave room for followers if there are any.
   JAX_SA_FN static double factor(const FollowerGroup& group, double draft_factor) {
     return group.vocabulary > 0 && draft_factor > kGrowthFactor ? kGrowthFactor : draft_factor;
   }

@@ -54,9 +54,8 @@ struct FollowersView {
   }
 };
 
-// A token with its logit as one number: the larger, the likelier; of equal logits, the smaller the
-// token, the larger. 0 for a token that cannot follow, or of which nothing is known: its logit is
-// minus infinity or no number.
+// A token and its logit as one number, which is larger for a larger logit, and of equal logits for
+// the smaller token. 0 for a token that is no follower: its logit is minus infinity or NaN.
 JAX_SA_FN uint64_t rated(float logit, int32_t token) {
   if (!(logit >= -3.402823466e38f)) return 0;
   uint32_t bits;

@@ -89,6 +89,25 @@ def test_too_few_tokens_to_measure_costs_with_are_one_line(value):
     assert done.stderr.splitlines()[-1].endswith(expected)
 
 
+def test_followers_without_trees_are_one_line():
+    done = run(BENCHMARKS / "real_model.py", "--followers")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "argument --followers: expected --tree_nodes too" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_ranks_of_followers(tmp_path):
+    pytest.importorskip(
+        "tokenizers", reason="tokenizers is not installed; pip install jax_sa[tokenizer]"
+    )
+    out = tmp_path / "ranks.json"
+    options = ("--batch_size", "8", "--max_new_tokens", "4", "--temperatures", "0", "--json", out)
+    done = run(BENCHMARKS / "follower_ranks.py", *options)
+    assert done.returncode == 0, done.stderr
+    means = [row["mean, %"] for row in json.loads(out.read_text())["rows"]]
+    assert len(means) == 8 and means[0] == max(means) > 10 and sum(means) <= 100
+
+
 @pytest.mark.slow
 def test_the_share_of_a_step(tmp_path):
     pytest.importorskip(
