@@ -83,13 +83,7 @@ def test_it_keeps_the_contract_of_a_model(family, tmp_path):
     assert report.ok, str(report)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        CONTRACT_FAMILIES[0],
-        *(pytest.param(other, marks=pytest.mark.slow) for other in CONTRACT_FAMILIES[1:]),
-    ],
-)
+@pytest.mark.parametrize("family", CONTRACT_FAMILIES)
 def test_it_keeps_the_contract_of_a_packed_model(family, tmp_path):
     settings, params = load(tmp_path, families.FAMILIES[family])
 
