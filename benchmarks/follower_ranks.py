@@ -11,29 +11,18 @@ install jax_sa[tokenizer,chat]`, and a checkpoint folder such as `examples/impor
 import argparse
 import functools
 import itertools
-import pathlib
 import sys
 from typing import Any
 
+import chat_model
 import jax
-import jax.numpy as jnp
 import numpy as np
+from prompt_file import pad
 from report import add_json, positive, report
 
 import jax_sa
 from jax_sa.cli.progress import ProgressBar
-
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from prompt_file import encode, pad, read_prompts
-
-from jax_sa.llama import checkpoint, model, paged
-from jax_sa.llama.chat import ChatTemplate
-from jax_sa.llama.tokenizer import Tokenizer
-
-PAGE_SIZE = 64
-"""Tokens of a page."""
+from jax_sa.llama import model, paged
 
 
 class Texts:
@@ -41,20 +30,15 @@ class Texts:
 
     def __init__(self, args: argparse.Namespace):
         """Loads the checkpoint and reads the prompts."""
-        self.config, self.params = checkpoint.load(args.model, jnp.dtype(args.dtype), None)
-        tokenizer = Tokenizer(args.model)
-        chat = ChatTemplate(args.model) if args.chat else None
-        self.prompts = [encode(prompt, tokenizer, chat) for prompt in read_prompts(args.prompts)]
-        self.rows, self.new, self.dtype = args.batch_size, args.max_new_tokens, args.dtype
+        self.chat = chat_model.load(args)
+        self.config, self.params, self.prompts, self.dtype = self.chat
+        self.rows, self.new = args.batch_size, args.max_new_tokens
         self.size = max(map(len, self.prompts)) + self.new
 
     def write(self, temperature: float) -> list[list[int]]:
         """Each prompt with its answer."""
         prompts, lengths = pad(self.prompts)
-        pages = self.rows * -(-self.size // PAGE_SIZE)
-        cache = paged.init_packed_cache(
-            self.config, self.rows, pages, PAGE_SIZE, self.size, jnp.dtype(self.dtype)
-        )
+        cache = self.chat.init_cache(self.rows, self.size)
         apply = functools.partial(paged.apply_packed, self.config)
         decoder = jax_sa.PackedDecoder(apply, stop_tokens=self.config.eos_tokens)
         sampling = jax_sa.Sampling(jax.random.key(0), temperature) if temperature else None
@@ -65,8 +49,7 @@ class Texts:
     @functools.partial(jax.jit, static_argnums=0)
     def followers_at(self, params: Any, text: jax.Array) -> jax.Array:
         """int32[1, size, 8] what the model expects after each token of a text int32[1, size]."""
-        dtype = jnp.dtype(self.dtype)
-        cache = model.init_cache(self.config, 1, self.size, dtype, mtp=False)
+        cache = model.init_cache(self.config, 1, self.size, self.dtype, mtp=False)
         logits, _ = model.apply(self.config, params, text, cache)
         return jax.lax.top_k(logits[0], jax_sa.NUM_FOLLOWERS)[1]
 
@@ -95,13 +78,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", type=pathlib.Path, default=EXAMPLES / "checkpoint", help="checkpoint folder")
-    add("--prompts", type=pathlib.Path, default=EXAMPLES / "prompts" / "followers.jsonl")
-    add("--chat", action="store_true", help="put prompts into the checkpoint's chat template")
+    chat_model.add_options(parser, prompts="followers.jsonl", dtype="float32")
     add("--temperatures", type=float, nargs="+", default=[0.0, 0.7], metavar="T")
     add("--batch_size", type=positive, default=16, metavar="B")
     add("--max_new_tokens", type=positive, default=200)
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add_json(parser)
     return parser.parse_args(argv)
 

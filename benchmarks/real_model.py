@@ -11,32 +11,22 @@ jax_sa[tokenizer,chat]`, and a checkpoint folder such as `examples/import_gguf.p
 import argparse
 import functools
 import json
-import pathlib
 import statistics
 import sys
 import time
 from typing import Any, NamedTuple
 
+import chat_model
 import jax
 import jax.numpy as jnp
 import numpy as np
+from prompt_file import pad
 from report import add_json, positive, report
 
 import jax_sa
 from jax_sa.calibration import CALIBRATION_TOKENS
 from jax_sa.cli.progress import ProgressBar
-
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from prompt_file import encode, pad, read_prompts
-
-from jax_sa.llama import checkpoint, paged
-from jax_sa.llama.chat import ChatTemplate
-from jax_sa.llama.tokenizer import Tokenizer
-
-PAGE_SIZE = 64
-"""Tokens of a page."""
+from jax_sa.llama import paged
 
 RANDOM_TEMPERATURE = 3.0
 """At which a model writes tokens that hardly any draft foretells."""
@@ -70,12 +60,8 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace):
         """Loads the checkpoint and reads the prompts."""
-        self.args = args
-        self.dtype = jnp.dtype(args.dtype)
-        self.config, self.params = checkpoint.load(args.model, self.dtype, None)
-        tokenizer = Tokenizer(args.model)
-        chat = ChatTemplate(args.model) if args.chat else None
-        self.prompts = [encode(prompt, tokenizer, chat) for prompt in read_prompts(args.prompts)]
+        self.args, self.chat = args, chat_model.load(args)
+        self.config, self.params, self.prompts, _ = self.chat
         model = functools.partial(paged.apply_packed, self.config)
         stops = () if args.ignore_eos else self.config.eos_tokens
         options = {"stop_tokens": stops, "max_draft": args.max_draft}
@@ -106,8 +92,7 @@ class Bench:
         rows, new = setting.batch, self.args.max_new_tokens
         prompts, lengths = pad(setting.prompts)
         size = prompts.shape[1] + new
-        pages = rows * -(-size // PAGE_SIZE)
-        cache = paged.init_packed_cache(self.config, rows, pages, PAGE_SIZE, size, self.dtype)
+        cache = self.chat.init_cache(rows, size)
         decoder = self.decoder if drafts else self.plain
         state = jax_sa.init(rows, size) if drafts else None
         pool = jax_sa.init_pool(self.args.pool) if drafts and self.args.pool else None
@@ -190,9 +175,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", type=pathlib.Path, default=EXAMPLES / "checkpoint", help="checkpoint folder")
-    add("--prompts", type=pathlib.Path, default=EXAMPLES / "prompts" / "instruct.jsonl")
-    add("--chat", action="store_true", help="put prompts into the checkpoint's chat template")
+    chat_model.add_options(parser, prompts="instruct.jsonl", dtype="bfloat16")
     add("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32, 128], metavar="B")
     add("--temperatures", type=float, nargs="*", default=[0.0, 0.7], metavar="T")
     add("--random", action="store_true", help="also random tokens, which no draft foretells")
@@ -208,7 +191,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--tree_nodes", type=positive, metavar="N", help="draft trees of at most N nodes a row")
     add("--followers", action="store_true", help="also draft what the model expected of each token")
-    add("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     add("--ignore_eos", action="store_true", help="always write all new tokens")
     add_json(parser)
     args = parser.parse_args(argv)
