@@ -19,11 +19,9 @@ MAX_SLICE = 64
 SLICE_SECONDS = 0.05
 """A slice of more than one step takes no longer."""
 
-UNCOUNTED = 6
-"""Steps of the narrowest width before a slice that are not counted, if it has more than one step.
-Where a GPU finds the buffers of a graph elsewhere than in its last run, it has to tell each kernel
-so, which takes longer than some steps; and a decoder whose last steps were all plain goes on in a
-loop, and so a graph, of its own."""
+SHORT = 4
+"""Beside each slice one of so many times fewer steps is timed: what both take besides their steps
+is the same."""
 
 SECONDS = 2.0
 """Slices of all widths are timed, one of each in a round, until all rounds take about so long."""
@@ -50,19 +48,20 @@ class _Stopwatch:
         self,
         restart: Callable[[Any], Any],
         advance: Callable[[Any, jax.Array, int], tuple[Any, int]],
-        narrowest: jax.Array,
     ):
-        self.restart, self.advance, self.narrowest = restart, advance, narrowest
+        self.restart, self.advance = restart, advance
         self.work = restart(None)
 
     def time(self, costs: jax.Array, steps: int) -> tuple[float, int]:
         """The seconds of a slice, and its steps: fewer only where all of the work has fewer.
 
-        ValueError if it has none.
+        Before a slice of several steps there is one that is not counted: where a GPU finds the
+        buffers of a graph elsewhere than in its last run, it has to tell each kernel so, which
+        takes longer than some steps. ValueError if the work has no step.
         """
         for _ in range(2):
             if steps > 1:
-                self._advance(self.narrowest, UNCOUNTED)
+                self._advance(costs, 1)
             taken, done = self._advance(costs, steps)
             if done == steps:
                 return taken, done
@@ -88,9 +87,8 @@ def measure_costs(
     """float32[W] the seconds of a step of each width, and the last work.
 
     A width is forced by costs that make all others worthless, so that what is timed is the program
-    that will run, and nothing else is compiled. A call takes its time without any step: that is
-    measured too, and not counted. It is not known exactly, so the slices of all widths have equally
-    many steps: then an error of it falls on all of them alike, and hardly on their ratios.
+    that will run, and nothing else is compiled. What a call takes besides its steps is not counted:
+    a longer slice and a shorter one have it both.
 
     Args:
       restart: makes work that is ready to decode, from None or from work that is done with.
@@ -105,20 +103,20 @@ def measure_costs(
         jnp.where(jnp.arange(num_widths) == width, 1.0, jnp.inf).astype(jnp.float32)
         for width in range(num_widths)
     ]
-    watch = _Stopwatch(restart, advance, forced[0])
+    watch = _Stopwatch(restart, advance)
     rough = _warm_up(watch, forced)
     steps = int(np.clip(SLICE_SECONDS / np.max(rough), 1, MAX_SLICE))
     while True:
-        uncounted = UNCOUNTED * num_widths * rough[0] if steps > 1 else 0.0
-        rounds = int(np.clip(SECONDS / (steps * np.sum(rough) + uncounted), *ROUNDS))
-        seconds, done = _time_rounds(watch, forced, steps, rounds, on_progress)
+        sizes = steps // SHORT, steps
+        rounds = int(np.clip(SECONDS / (sum(sizes) * np.sum(rough)), *ROUNDS))
+        seconds, done = _time_rounds(watch, forced, sizes, rounds, on_progress)
         if done == steps:
             break
         steps = min(done, steps // 2)  # at most half, so that this does not go on for long
-    call, *best = np.min(seconds, axis=0)
+    short, long = np.min(seconds, axis=0).T
+    more = steps - steps // SHORT
     # At least half, because clocks are not exact, and a step never costs nothing.
-    steps_alone = np.maximum(np.subtract(best, call), np.divide(best, 2))
-    return _smooth(steps_alone / steps), watch.work
+    return _smooth(np.maximum(long - short, long * more / steps / 2) / more), watch.work
 
 
 def _warm_up(watch: _Stopwatch, forced: list[jax.Array]) -> np.ndarray:
@@ -135,27 +133,27 @@ def _warm_up(watch: _Stopwatch, forced: list[jax.Array]) -> np.ndarray:
 def _time_rounds(
     watch: _Stopwatch,
     forced: list[jax.Array],
-    steps: int,
+    sizes: tuple[int, int],
     rounds: int,
     on_progress: Callable[[int, int], None],
 ) -> tuple[np.ndarray, int]:
-    """float[R, 1 + W] the seconds of a call without a step, and of a slice of each width.
+    """float[R, W, 2] the seconds of a slice of each of two numbers of steps, of each width.
 
     Round by round, so that a while in which the machine is slow does not hit one width alone.
 
     Returns:
-      The seconds, and the steps of all slices; of the first one that has fewer, if there is one.
+      The seconds, and the steps of all longer slices; of the first one that has fewer, if any has.
     """
-    seconds = np.empty((rounds, 1 + len(forced)))
+    seconds = np.empty((rounds, len(forced), 2))
     for number in range(rounds):
-        seconds[number, 0], _ = watch.time(forced[0], 0)
-        for width, costs in enumerate(forced, 1):
-            seconds[number, width], done = watch.time(costs, steps)
-            if done < steps:
-                return seconds, done
+        for width, costs in enumerate(forced):
+            for size, steps in enumerate(sizes):
+                seconds[number, width, size], done = watch.time(costs, steps)
+                if done < steps:
+                    return seconds, done
             if number == rounds - 1:
-                on_progress(width, len(forced))
-    return seconds, steps
+                on_progress(width + 1, len(forced))
+    return seconds, sizes[-1]
 
 
 def _smooth(seconds: np.ndarray) -> jax.Array:

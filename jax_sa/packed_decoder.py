@@ -6,8 +6,8 @@ nodes of a tree of drafts, T places of a step's block, W widths, V vocabulary.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,6 @@ from jax_sa.packed_queue import (
     begin_again,
     begin_no_more,
     end,
-    goes_on,
     make_queue,
     note,
     outlook,
@@ -41,13 +40,14 @@ from jax_sa.packed_queue import (
     unfinished,
 )
 from jax_sa.packed_rows import (
-    CHANGED_BY_BLOCK,
     Plan,
     Rows,
     Step,
     Verified,
     admit,
     can_fit,
+    changed_by_block,
+    cut_for,
     has_room_for_drafts,
     idle_rows,
     insert_texts,
@@ -55,14 +55,11 @@ from jax_sa.packed_rows import (
     note_read,
     own_counts,
     own_tokens,
-    parts,
-    plain_plan,
     plan_step,
     release,
     row_capacity,
     settle,
     unread_tokens,
-    with_parts,
 )
 from jax_sa.packing import pack
 from jax_sa.pool import Pool, check_pool
@@ -74,16 +71,23 @@ from jax_sa.tree_block import packed_tree_block
 from jax_sa.verify import accept_greedy, accept_sampled
 from jax_sa.verify_tree import accept_tree_greedy, accept_tree_sampled
 
-FEW_ROWS = 16
-"""So few rows seldom end: to refill them, the loop of steps is left, which asks the host. More rows
-end too often for that: they are refilled within a step, each of which must look for it."""
-
-PATIENCE = 4
-"""After so many steps of plain decoding in a row, those that follow are a loop of their own. Its
-steps have no other blocks, and on a GPU a smaller graph; but a change of loops asks the host."""
-
 CALIBRATION_PROMPT = 32
 """Tokens that `calibrate` reads of a prompt at most."""
+
+
+class _Course(NamedTuple):
+    """Work, and what comes next of it: the carry of the loop."""
+
+    work: Work
+    ended: jax.Array
+    """bool[B] rows that have ended since idle rows were given prompts."""
+    goes_on: jax.Array
+    """bool[] whether anything comes next."""
+    stage: jax.Array
+    """int32[] what: a step in the block of this number, or, behind all blocks, prompts for idle
+    rows."""
+    plan: Plan
+    """Of the next step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,43 +344,44 @@ class PackedDecoder(DraftOptions):
     def _run(
         self, params: Any, queue: Queue, work: Work, costs: jax.Array, max_calls: jax.Array
     ) -> Work:
-        """Goes on until all is done, or for so many calls of the model."""
+        """Goes on until all is done, or for so many calls of the model.
+
+        Steps in the same block, one after the other, are a loop of their own. Only where another
+        one comes next is the host asked which: on a GPU, a choice within a CUDA graph makes all of
+        its kernels start later, and costs more than it takes to ask now and then.
+        """
         last = work.calls + jnp.minimum(max_calls, INT32_MAX - work.calls)
         blocks = self._blocks(work.rows)
-        many = work.rows.idle.size > FEW_ROWS
 
-        def plan(work: Work) -> Plan:
-            return plan_step(work.rows, blocks, costs)
+        def look_ahead(work: Work, ended: jax.Array) -> _Course:
+            goes_on, refills = outlook(work, queue, last, ended)
+            plan = plan_step(work.rows, blocks, costs)
+            stage = jnp.where(refills, len(blocks), plan.block)
+            return _Course(work, ended, goes_on, stage, plan)
 
-        def step(work: Work, plan: Plan) -> tuple[Work, jax.Array]:
-            rows, emitted = self._step(params, work.rows, plan)
-            return note(work, rows, emitted), emitted.finished
+        def run_block(number: int, course: _Course) -> tuple[None, _Course]:
+            def step(course: _Course) -> tuple[jax.Array, _Course]:
+                work = course.work
+                rows, emitted = self._step(params, work.rows, course.plan, [blocks[number]])
+                course = look_ahead(note(work, rows, emitted), course.ended | emitted.finished)
+                return course.goes_on & (course.stage == number), course
 
-        def any_step(work: Work, ended: jax.Array, calm: jax.Array) -> tuple:
-            if many:
-                work, ended = refill(work, queue, ended)
-            planned = plan(work)
-            work, now = step(work, planned)
-            goes, settled = outlook(work, queue, last, ended | now)
-            calm = jnp.where(planned.is_plain & settled, calm + 1, 0)
-            return (goes if many else settled) & (calm < PATIENCE), work, ended | now, calm
+            return None, _repeat(step, course.stage == number, course)
 
-        def stays_plain(work: Work, ended: jax.Array) -> jax.Array:
-            return outlook(work, queue, last, ended)[1] & plan(work).is_plain
+        def give_prompts(course: _Course) -> tuple[None, _Course]:
+            return None, look_ahead(refill(course.work, queue), jnp.zeros_like(course.ended))
 
-        def plain_step(work: Work, ended: jax.Array) -> tuple:
-            work, now = step(work, plain_plan(work.rows, blocks[0]))
-            return stays_plain(work, ended | now), work, ended | now
+        branches = [
+            *(functools.partial(run_block, number) for number in range(len(blocks))),
+            give_prompts,
+        ]
 
-        def steps(work: Work, ended: jax.Array) -> tuple:
-            work, ended = refill(work, queue, ended)
-            calm = jnp.zeros_like(work.calls)
-            work, ended, _ = _repeat(any_step, goes_on(work, queue, last), work, ended, calm)
-            work, ended = _repeat(plain_step, stays_plain(work, ended), work, ended)
-            return goes_on(work, queue, last), work, ended
+        def run_stage(course: _Course) -> tuple[jax.Array, _Course]:
+            _, course = run_branch(course.stage, branches, course)
+            return course.goes_on, course
 
-        ended = jnp.ones_like(work.rows.idle)
-        return _repeat(steps, goes_on(work, queue, last), work, ended)[0]
+        first = look_ahead(work, jnp.ones_like(work.rows.idle))
+        return _repeat(run_stage, first.goes_on, first).work
 
     def calibrate(
         self,
@@ -525,7 +530,8 @@ class PackedDecoder(DraftOptions):
           ValueError, TypeError: at trace time, for wrong costs.
         """
         costs = self._costs(costs, rows.limits.size, rows.state)
-        return self._step(params, rows, plan_step(rows, self._blocks(rows), costs))
+        blocks = self._blocks(rows)
+        return self._step(params, rows, plan_step(rows, blocks, costs), blocks)
 
     def _check_sources(
         self, state: AnyState | None, pool: Any, followers: Any, groups: Any, count: int
@@ -551,18 +557,19 @@ class PackedDecoder(DraftOptions):
         check_array("costs", costs, jnp.float32, (len(widths),))
         return costs
 
-    def _step(self, params: Any, rows: Rows, plan: Plan) -> tuple[Rows, Step]:
+    def _step(
+        self, params: Any, rows: Rows, plan: Plan, blocks: Sequence[Block]
+    ) -> tuple[Rows, Step]:
+        """A step in the planned one of several blocks, or in the only one."""
         sampling, key = rows.sampling, None
         if sampling is not None:
             next_key, key = jax.random.split(sampling.key)
             sampling = dataclasses.replace(sampling, key=next_key)
         branches = [
-            functools.partial(self._run_block, block, params, rows, plan, key)
-            for block in plan.blocks
+            functools.partial(self._run_block, block, params, rows, plan, key) for block in blocks
         ]
-        changing = parts(rows, CHANGED_BY_BLOCK)
-        step, changed = run_branch(plan.block, branches, changing)
-        after = dataclasses.replace(with_parts(rows, changed), sampling=sampling)
+        step, changed = run_branch(plan.block, branches, changed_by_block(rows))
+        after = dataclasses.replace(rows, sampling=sampling, **changed)
         state, draft = self._draft(after, step)
         pool = rows.pool
         if self.inserts != "nothing":
@@ -592,19 +599,19 @@ class PackedDecoder(DraftOptions):
           rows: before the step, but for what changes.
           plan: of the step.
           key: to sample with.
-          changing: the parts `CHANGED_BY_BLOCK` of the rows, updated in place.
+          changing: the fields `CHANGED_BY_BLOCK` of the rows, updated in place.
         """
-        rows = with_parts(rows, changing)
+        rows = dataclasses.replace(rows, **changing)
         if not has_room_for_drafts(block, rows) and not block.reads_prompts:
             verified = self._verify_none(params, rows, key)
         else:
-            verified = self._verify(block, params, rows, plan.cut(block), key)
+            verified = self._verify(block, params, rows, cut_for(plan, rows, block), key)
         after, step = settle(rows, verified, self.stop_tokens)
         if block.reads_prompts and rows.state is not None:
             tokens = unread_tokens(rows, _chunk(rows, block.total))
             read = jnp.where(rows.decoding, 0, verified.counts)
             after = dataclasses.replace(after, state=extend(rows.state, tokens, read))
-        return step, parts(after, CHANGED_BY_BLOCK)
+        return step, changed_by_block(after)
 
     def _verify(
         self,
@@ -739,13 +746,16 @@ def _admit(
 _release = jax.jit(release, donate_argnames="rows")
 
 
-def _repeat(body: Callable[..., tuple], goes_on: jax.Array, *carry: Any) -> tuple:
-    """The carry after `goes_on, *carry = body(*carry)`, as long as bool[] `goes_on`.
+def _repeat(
+    body: Callable[[_Course], tuple[jax.Array, _Course]], goes_on: jax.Array, course: _Course
+) -> _Course:
+    """The course after `goes_on, course = body(course)`, as long as bool[] `goes_on`.
 
     The condition is carried: on a GPU, what a condition computes is not in a step's graph.
     """
-    first = (goes_on, *carry)
-    return jax.lax.while_loop(lambda all_: all_[0], lambda all_: body(*all_[1:]), first)[1:]
+    return jax.lax.while_loop(
+        lambda carry: carry[0], lambda carry: body(carry[1]), (goes_on, course)
+    )[1]
 
 
 @jax.jit

@@ -10,20 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_sa._branches import run_branch
 from jax_sa._shard_map import vary, varying_axes
 from jax_sa.followers import Followers
-from jax_sa.packed_rows import (
-    CHANGED_BY_ADMISSION,
-    Rows,
-    Step,
-    admit,
-    can_fit,
-    free_pages,
-    parts,
-    release,
-    with_parts,
-)
+from jax_sa.packed_rows import Rows, Step, admit, can_fit, free_pages, release
 from jax_sa.pool import Pool
 from jax_sa.prompts import to_lists
 from jax_sa.state import AnyState
@@ -165,7 +154,7 @@ def goes_on(work: Work, queue: Queue, last: jax.Array) -> jax.Array:
 def outlook(
     work: Work, queue: Queue, last: jax.Array, ended: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """bool[] whether it goes on; bool[] whether with the rows as they are: no prompt begins now.
+    """bool[] whether it goes on; bool[] whether idle rows are to be given prompts first.
 
     Args:
       work: as it is now.
@@ -173,59 +162,30 @@ def outlook(
       last: int32[] calls of the model at most.
       ended: bool[B] rows that have ended since idle rows were given prompts.
     """
-    is_working, wanted = _wanted(work, queue, ended)
-    may = work.calls < last
-    return may & (is_working | (work.begun < queue.count)), may & is_working & ~wanted
-
-
-def _wanted(work: Work, queue: Queue, ended: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """bool[] whether some row is at work; bool[] whether idle rows are to be given prompts."""
     # One sum in place of two: on a GPU, each is a kernel.
     num_working, num_ended = jnp.sum(jnp.stack([~work.rows.idle, ended]).astype(jnp.int32), axis=1)
     waiting = queue.count - work.begun
     enough = num_ended >= jnp.clip(waiting, 1, max(1, ended.size // REFILL_SHARE))
-    return num_working > 0, (waiting > 0) & (enough | (num_working == 0))
+    refills = (waiting > 0) & (enough | (num_working == 0))
+    return (work.calls < last) & ((num_working > 0) | (waiting > 0)), refills
 
 
-def refill(work: Work, queue: Queue, ended: jax.Array) -> tuple[Work, jax.Array]:
-    """Gives idle rows the next prompts, as far as there are pages for them, if enough have ended.
+def refill(work: Work, queue: Queue) -> Work:
+    """Gives idle rows the next prompts, as far as there are pages for them.
 
-    Until a row ends, doing it again changes nothing. It is a branch, as in most steps none does.
-
-    Args:
-      work: as it is now.
-      queue: of its prompts.
-      ended: bool[B] rows that have ended since idle rows were given prompts.
-
-    Returns:
-      The work, and the rows that have ended since.
+    Until a row ends, doing it again changes nothing.
     """
-    _, wanted = _wanted(work, queue, ended)
-
-    def keep(changing: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
-        return work.begun, changing
-
-    def fill(changing: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
-        begun, rows = _begin_next(with_parts(work.rows, changing), work.begun, queue)
-        return begun, parts(rows, CHANGED_BY_ADMISSION)
-
-    changing = parts(work.rows, CHANGED_BY_ADMISSION)
-    begun, changed = run_branch(wanted.astype(jnp.int32), [keep, fill], changing)
-    work = dataclasses.replace(work, rows=with_parts(work.rows, changed), begun=begun)
-    return work, ended & ~wanted
-
-
-def _begin_next(rows: Rows, begun: jax.Array, queue: Queue) -> tuple[jax.Array, Rows]:
-    """How many prompts have begun then, and the rows."""
-    index = begun + jnp.cumsum(rows.idle.astype(jnp.int32)) - 1
+    rows = work.rows
+    index = work.begun + jnp.cumsum(rows.idle.astype(jnp.int32)) - 1
     wanted = rows.idle & (index < queue.count)
     request = queue.order[jnp.where(wanted, index, 0)]
     lengths = jnp.where(wanted, queue.prompt_lengths[request], 0)
     were_idle = jnp.all(rows.idle)
     rows, begins = admit(rows, lengths, queue.limits[request], request)
-    begun += jnp.sum(begins.astype(jnp.int32))
+    begun = work.begun + jnp.sum(begins.astype(jnp.int32))
     # Where no row is at work and none could begin, others hold the pages: end instead of waiting.
-    return jnp.where(were_idle & ~jnp.any(begins), queue.count, begun), rows
+    begun = jnp.where(were_idle & ~jnp.any(begins), queue.count, begun)
+    return dataclasses.replace(work, rows=rows, begun=begun)
 
 
 def note(work: Work, rows: Rows, step: Step) -> Work:

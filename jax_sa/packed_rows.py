@@ -7,7 +7,6 @@ places of a step's block, W widths.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,10 +32,7 @@ NUMBERS = (
 """The columns of `Rows.numbers`, by the properties that give them."""
 
 CHANGED_BY_BLOCK = ("numbers", "record", "cache", "state", "followers")
-"""The parts of `Rows` that a step's block changes. The rest of the step is the same for all."""
-
-CHANGED_BY_ADMISSION = ("numbers", "record", "state", "block_table")
-"""The parts that change as requests begin: of the cache the block table alone."""
+"""The fields of `Rows` that a step's block changes. The rest of the step is the same for all."""
 
 
 @jax.tree_util.register_dataclass
@@ -157,21 +153,18 @@ class Step:
     """int32[B] those of them that were emitted."""
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a step verifies, and in which block."""
+    """What the next step verifies, and in which block."""
 
-    blocks: list[Block]
-    """Those that are compiled for the step."""
     block: jax.Array
-    """int32[] index among them."""
-    cut: Callable[[Block], Draft | DraftTree]
-    """The drafts as cut for a block."""
-
-    @property
-    def is_plain(self) -> jax.Array:
-        """bool[] whether the step is plain decoding, in the first block: one place for each row."""
-        return self.block == 0
+    """int32[] index among the blocks that are compiled for it."""
+    drafts: jax.Array
+    """bool[] whether it verifies drafts at all."""
+    needed: jax.Array
+    """float32[B, K] the places that all rows must have together for a drafted token, or a node of a
+    tree, to be verified; infinite where it never is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,18 +218,9 @@ def idle_rows(
     )
 
 
-def parts(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
-    """The fields and properties of the rows with these names."""
-    return {name: getattr(rows, name) for name in names}
-
-
-def with_parts(rows: Rows, changed: dict[str, Any]) -> Rows:
-    """The rows with what `parts` gives, changed."""
-    changed = dict(changed)
-    table = changed.pop("block_table", None)
-    if table is not None:
-        changed["cache"] = dataclasses.replace(rows.cache, block_table=table)
-    return dataclasses.replace(rows, **changed)
+def changed_by_block(rows: Rows) -> dict[str, Any]:
+    """The fields `CHANGED_BY_BLOCK` of the rows, by their names."""
+    return {name: getattr(rows, name) for name in CHANGED_BY_BLOCK}
 
 
 def with_numbers(rows: Rows, **changed: jax.Array) -> Rows:
@@ -269,7 +253,7 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
     num_widths = costs.size
     room = [b.judged if has_room_for_drafts(b, rows) else 0 for b in blocks[:num_widths]]
     room = jnp.asarray(room, jnp.float32)
-    chances, needed, cut = _share(rows)
+    chances, needed = _share(rows)
 
     # All sums at once, as each is a kernel on a GPU: of the tokens that a step of each width is
     # expected to emit, and of those that are not read.
@@ -281,23 +265,23 @@ def plan_step(rows: Rows, blocks: list[Block], costs: jax.Array) -> Plan:
     num_unread = sums[-1]
     best = budget.best_width(sums[:num_widths], costs)
     reading = _reading_block(blocks, num_unread, drafts=best > 0)
-
-    def cut_for(block: Block) -> Draft | DraftTree:
-        if not has_room_for_drafts(block, rows):
-            return no_drafts(rows.last, 0)
-        if block.judged >= rows.draft.tokens.size + rows.last.size and not block.reads_prompts:
-            return _with_places(rows)  # there is room for all, so nothing is to be chosen
-        places = jnp.where(best > 0, block.judged, 0)
-        if block.reads_prompts:  # a row that comes to the end of its prompt is judged too
-            places -= jnp.sum(~rows.decoding)
-        return cut(places)
-
-    return Plan(blocks, jnp.where(num_unread > 0, reading, best), cut_for)
+    return Plan(jnp.where(num_unread > 0, reading, best), best > 0, needed)
 
 
-def plain_plan(rows: Rows, block: Block) -> Plan:
-    """Plain decoding, in the block that has a place for each row: nothing has to be chosen."""
-    return Plan([block], jnp.zeros_like(rows.last[0]), lambda block: no_drafts(rows.last, 0))
+def cut_for(plan: Plan, rows: Rows, block: Block) -> Draft | DraftTree:
+    """The drafts of the rows as far as a block has room for them."""
+    draft = rows.draft
+    if not has_room_for_drafts(block, rows):
+        return no_drafts(rows.last, 0)
+    if block.judged >= draft.tokens.size + rows.last.size and not block.reads_prompts:
+        return _with_places(rows)  # there is room for all, so nothing is to be chosen
+    places = jnp.where(plan.drafts, block.judged, 0)
+    if block.reads_prompts:  # a row that comes to the end of its prompt is judged too
+        places -= jnp.sum(~rows.decoding)
+    if isinstance(draft, DraftTree):
+        return tree_budget.keep(draft, plan.needed <= places.astype(jnp.float32))
+    # The tokens of a chain stay where they are: `length` says how many count.
+    return dataclasses.replace(draft, length=budget.lengths_within(plan.needed, places))
 
 
 def _reading_block(blocks: list[Block], num_unread: jax.Array, drafts: jax.Array) -> jax.Array:
@@ -370,30 +354,18 @@ def _with_places(rows: Rows) -> Draft | DraftTree:
     return dataclasses.replace(rows.draft, length=places)
 
 
-def _share(rows: Rows) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], Any]]:
+def _share(rows: Rows) -> tuple[jax.Array, jax.Array]:
     """Shares places among the rows, each of which has its last token there if it decodes.
 
     Returns:
-      float32[B, K] the chance that a drafted token holds; float32[B, K] the places with which it
-      is verified; a function that cuts the drafts to int32[] places. The tokens of a chain stay
-      where they are: `length` says how many count.
+      float32[B, K] the chance that a drafted token holds; `Plan.needed`.
     """
     draft, strain, own = rows.draft, rows.record.strain(), rows.decoding.astype(jnp.int32)
-    if isinstance(draft, DraftTree):
-        chances = tree_budget.survival(_with_places(rows), strain)
-        needed = (jnp.sum(own) + 1 + tree_budget.rank(chances)).astype(jnp.float32)
-
-        def keep(places: jax.Array) -> DraftTree:
-            fits = needed <= places.astype(jnp.float32)
-            return tree_budget.keep(draft, fits & (chances > 0.0))
-
-        return chances, needed, keep
-    needed = budget.budget_needed(draft, 1.0 / strain, own)
-
-    def cut(places: jax.Array) -> Draft:
-        return dataclasses.replace(draft, length=budget.lengths_within(needed, places))
-
-    return budget.survival(draft, strain), needed, cut
+    if not isinstance(draft, DraftTree):
+        return budget.survival(draft, strain), budget.budget_needed(draft, 1.0 / strain, own)
+    chances = tree_budget.survival(_with_places(rows), strain)
+    needed = (jnp.sum(own) + 1 + tree_budget.rank(chances)).astype(jnp.float32)
+    return chances, jnp.where(chances > 0.0, needed, jnp.inf)
 
 
 def unread_tokens(rows: Rows, width: int) -> jax.Array:

@@ -4,27 +4,25 @@ import jax.numpy as jnp
 import pytest
 
 from jax_sa import calibration
-from jax_sa.packed_decoder import PATIENCE
 
 
 class Work:
     """Steps that each width can do before its work ends, and a clock that they advance.
 
     A call takes `call` seconds more, and `idle` seconds more still if it does no step. After a
-    restart, the first step takes `first` seconds more, and so does that with which another loop
-    begins: the one behind `PATIENCE` steps of the narrowest width.
+    restart, the first step of each width takes `first` seconds more.
     """
 
     def __init__(self, monkeypatch, lengths, seconds, call=0.0, idle=0.0, first=0.0):
         self.lengths, self.seconds, self.call, self.idle = lengths, seconds, call, idle
         self.now, self.restarts = 0.0, 0
-        self.first, self.unused = first, {"first", "other"}
+        self.first, self.used = first, set()
         self.slices = set()
         monkeypatch.setattr(calibration.time, "perf_counter", lambda: self.now)
 
     def restart(self, left):
         self.restarts += 1
-        self.unused = {"first", "other"}
+        self.used = set()
         return max(self.lengths)
 
     def advance(self, left, costs, steps):
@@ -33,11 +31,9 @@ class Work:
         left = min(left, self.lengths[width])
         done = min(steps, left)
         self.now += self.call + (done * self.seconds[width] if done else self.idle)
-        used = {"first"} if done else set()
-        if width == 0 and done > PATIENCE:
-            used.add("other")
-        self.now += self.first * len(used & self.unused)
-        self.unused -= used
+        if done and width not in self.used:
+            self.now += self.first
+            self.used.add(width)
         return left - done, done
 
     def measure(self, on_progress=lambda done, total: None):
@@ -79,7 +75,8 @@ def test_a_call_that_takes_longer_than_a_step_leaves_slices_long(monkeypatch):
     """What is not known of it exactly falls on many steps."""
     work = Work(monkeypatch, [500, 500], [0.5e-3, 0.7e-3], call=2e-3)
     work.measure()
-    assert work.slices == {0, 1, calibration.UNCOUNTED, calibration.MAX_SLICE}
+    longest = calibration.MAX_SLICE
+    assert work.slices == {0, 1, longest // calibration.SHORT, longest}
 
 
 def test_work_without_a_step_is_an_error(monkeypatch):

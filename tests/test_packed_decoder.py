@@ -11,7 +11,7 @@ from packed_model import all_greedy, answers
 from toy_model import TABLE, VOCABULARY
 
 import jax_sa
-from jax_sa import packed_blocks, packed_decoder, packed_queue
+from jax_sa import packed_blocks, packed_queue
 
 PARAMS = jnp.asarray(TABLE)
 N, P, G, CAPACITY = 11, 24, 20, 64
@@ -76,26 +76,8 @@ def test_answers_are_those_of_plain_decoding(rows, cache, drafts):
     assert bool(done.drafted.any()) == drafts
 
 
-@pytest.mark.parametrize("few_rows", [1, 16])
-@pytest.mark.parametrize("patience", [1, 2, 1000])
-def test_which_loop_a_step_is_in_never_matters(monkeypatch, patience, few_rows):
-    """Each as often as it can: plain decoding has one, and rows are refilled in the other, or not.
-
-    A decoder of its own, so that it is traced anew.
-    """
-    monkeypatch.setattr(packed_decoder, "PATIENCE", patience)
-    monkeypatch.setattr(packed_decoder, "FEW_ROWS", few_rows)
-    decoder = dataclasses.replace(DECODER, model=lambda *arguments: packed_model.model(*arguments))
-    costs = jnp.asarray([1.0, *[2.5] * (len(WIDTHS) - 1)], jnp.float32)  # plain steps, and others
-    done = decode(decoder, limits=LIMITS, costs=costs)
-    assert_plain(done, LIMITS)
-    wanted = decode(limits=LIMITS, costs=costs)
-    assert done.calls == wanted.calls and (done.drafted == wanted.drafted).all()
-    assert (done.steps > done.accepted).any() and done.drafted.any()
-
-
-@pytest.mark.parametrize(("kind", "few_rows"), [("pages", 16), ("few-pages", 1)])
-def test_prompts_that_begin_together(monkeypatch, kind, few_rows):
+@pytest.mark.parametrize("kind", ["pages", "few-pages"])
+def test_prompts_that_begin_together(monkeypatch, kind):
     """When two of four rows have ended, or as many as prompts are left, or all that are at work."""
     limits = LIMITS.at[0].set(3).at[1].set(9)
 
@@ -105,7 +87,6 @@ def test_prompts_that_begin_together(monkeypatch, kind, few_rows):
 
     at_once = run(DECODER)
     monkeypatch.setattr(packed_queue, "REFILL_SHARE", 2)
-    monkeypatch.setattr(packed_decoder, "FEW_ROWS", few_rows)
     decoder = dataclasses.replace(DECODER, model=lambda *arguments: packed_model.model(*arguments))
     done = run(decoder)  # which is traced anew
     assert_plain(done, limits)
