@@ -23,7 +23,7 @@ SHORT = 4
 """Beside each slice one of so many times fewer steps is timed: what both take besides their steps
 is the same."""
 
-SECONDS = 2.0
+SECONDS = 1.0
 """Slices of all widths are timed, one of each in a round, until all rounds take about so long."""
 
 ROUNDS = (3, 12)

@@ -366,7 +366,7 @@ class PackedDecoder(DraftOptions):
                 course = look_ahead(note(work, rows, emitted), course.ended | emitted.finished)
                 return course.goes_on & (course.stage == number), course
 
-            return None, _repeat(step, course.stage == number, course)
+            return None, _repeat(step, course.goes_on, course)
 
         def give_prompts(course: _Course) -> tuple[None, _Course]:
             return None, look_ahead(refill(course.work, queue), jnp.zeros_like(course.ended))

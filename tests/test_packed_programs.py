@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-from typing import NamedTuple
 
 import copies
 import jax
@@ -140,12 +139,12 @@ def test_in_place_on_a_gpu(h100, program, paged, drafts):
 
 @pytest.mark.skipif(BRANCHES_COPY, reason="jax before 0.11.2 has loops in place of branches")
 def test_a_step_is_one_cuda_graph(h100, tmp_path):
-    """The choice of a width is in it: no step waits for the host between its kernels."""
+    """The block is chosen outside: a choice within a graph makes its kernels start later."""
     compile_generate(
         h100, True, "automata", xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1
     )
-    assert test_gpu_program.captured_calls(tmp_path, "kConditional") == {True}
-    assert test_gpu_program.captured_calls(tmp_path, "kWhile") == {False}
+    assert test_gpu_program.captured_calls(tmp_path, "kConditional") == {False}
+    assert all(is_one_graph(body) for body in loops_of_steps(tmp_path))
 
 
 @pytest.mark.skipif(BRANCHES_COPY, reason="jax before 0.11.2 has loops in place of branches")
@@ -169,45 +168,25 @@ def test_a_step_of_one_row_is_one_cuda_graph(h100, tmp_path, drafts):
     )
     lowered = jax_sa.PackedDecoder._run.lower(IN_PLACE, *shapes)
     lowered.compile(compiler_options={"xla_dump_to": str(tmp_path)})
-    (dump,) = tmp_path.glob("*thunk_sequence_after_thunk_passes.txt")
-    any_step, plain_step = innermost_bodies(dump.read_text())
-    conditionals = test_gpu_program.calls_captured("\n".join(any_step), "kConditional")
-    assert set(conditionals) == {True}
-    assert any("kCommandBuffer" in line for line in plain_step)
+    assert all(is_one_graph(body) for body in loops_of_steps(tmp_path))
 
 
 @pytest.mark.skipif(BRANCHES_COPY, reason="jax before 0.11.2 has loops in place of branches")
-@pytest.mark.parametrize(("drafts", "most"), [("automata", 10), (None, 6)])
+@pytest.mark.parametrize(("drafts", "most"), [("automata", 15), (None, 12)])
 def test_a_step_has_few_kernels(h100, tmp_path, drafts, most):
-    """Beside those of the block's branch: 9 and 5 were seen. Each takes a launch's time.
-
-    A step of plain decoding has no branch, so that its graph is no larger than it must be.
-    """
+    """Of plain decoding 14 and 11 were seen, the model's included. Each takes a launch's time."""
     compile_generate(h100, True, drafts, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
-    any_step, plain_step = loops_of_steps(tmp_path)
+    kernels = [len(launches(body)) for body in loops_of_steps(tmp_path)]
     widths = IN_PLACE.widths(ROWS, drafts=drafts is not None)
-    blocks = packed_blocks.make_blocks(ROWS, widths, IN_PLACE.budget)
-    assert 3 <= any_step.own <= most and len(any_step.branches) == len(blocks) > 1
-    assert not plain_step.branches
-    assert plain_step.own <= most + any_step.branches[0]
-
-
-class Loop(NamedTuple):
-    """The thunks of a loop that launch something."""
-
-    own: int
-    branches: list[int]
-    """Those of each branch of its conditionals."""
+    assert len(kernels) == len(packed_blocks.make_blocks(ROWS, widths, IN_PLACE.budget)) > 1
+    assert 3 <= kernels[0] <= most
+    assert max(kernels) <= most + 10
 
 
 def loops_of_steps(dumps):
-    """The loops of a program without a loop inside, in order."""
+    """The lines of each loop of a program without a loop inside, in order."""
     (dump,) = dumps.glob("*thunk_sequence_after_thunk_passes.txt")
-    return innermost_loops(dump.read_text())
-
-
-def innermost_loops(thunks):
-    return [count_thunks(body) for body in innermost_bodies(thunks)]
+    return innermost_bodies(dump.read_text())
 
 
 def innermost_bodies(thunks):
@@ -228,23 +207,20 @@ def lines_below(lines, start):
     return lines[start + 1 :]
 
 
-def count_thunks(lines):
-    own, branches, inside = 0, [], None
-    for line in lines:
-        if header := re.search(r"( *)branch_\d+:", line):
-            branches.append(0)
-            inside = len(header[1]) if line.lstrip().startswith("branch") else inside
-        thunk = re.match(r"( *)\d+: (kC\w+)", line)
-        if thunk is None or thunk[2] in ("kCommandBuffer", "kConditional"):
-            continue
-        if inside is not None and len(thunk[1]) > inside:
-            branches[-1] += 1
-        else:
-            own, inside = own + 1, None
-    return Loop(own, branches)
+def launches(lines):
+    """The thunks that launch something."""
+    return [line for line in lines if re.match(r" *\d+: k(?!CommandBuffer|Conditional)", line)]
 
 
-def test_thunks_are_counted_in_the_innermost_loops():
+def is_one_graph(body):
+    """Whether all that a loop's body launches is in one CUDA graph, without a choice in it."""
+    graphs = [number for number, line in enumerate(body) if "kCommandBuffer" in line]
+    if len(graphs) != 1 or any("kConditional" in line for line in body):
+        return False
+    return launches(lines_below(body, graphs[0])) == launches(body)
+
+
+def test_the_graph_of_an_innermost_loop():
     thunks = """000: kCommandBuffer
     001: kCopy
 002: kWhile
@@ -253,27 +229,34 @@ condition:
   body:
     000: kCommandBuffer
         008: kCustomKernel
-    004: kWhile
-    condition:
-        No thunks.      body:
-        000: kCommandBuffer
-            005: kCustomKernel
-            009: kConditional
-              branch_0:
-                No thunks.              branch_1:
-                006: kCustomKernel
-                007: kCustomCall
-            010: kCopy
-    000: kCommandBuffer
-        011: kCopy
-    020: kWhile
-    condition:
-        No thunks.      body:
-        000: kCommandBuffer
-            021: kCopy
+    009: kConditional
+      branch_0:
+        004: kWhile
+        condition:
+            No thunks.          body:
+            000: kCommandBuffer
+                005: kCustomKernel
+                010: kCopy
+          branch_1:
+        024: kWhile
+        condition:
+            No thunks.          body:
+            000: kCommandBuffer
+                025: kCustomKernel
+                026: kConditional
+                  branch_0:
+                    027: kCopy
+        034: kWhile
+        condition:
+            No thunks.          body:
+            000: kCommandBuffer
+                035: kCustomKernel
+            036: kCopy
 022: kCopy
 """
-    assert innermost_loops(thunks) == [Loop(2, [0, 2]), Loop(1, [])]
+    bodies = innermost_bodies(thunks)
+    assert [len(launches(body)) for body in bodies] == [2, 2, 2]
+    assert [is_one_graph(body) for body in bodies] == [True, False, False]
 
 
 N, P, G, CAPACITY = 7, 24, 12, 48
