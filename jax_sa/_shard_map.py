@@ -20,6 +20,11 @@ def vary(tree: Any, axes: frozenset[str]) -> Any:
     return jax.tree.map(cast, tree)
 
 
+def vary_like(tree: Any, other: Any) -> Any:
+    """The arrays of a pytree, each varying over the mesh axes that its counterpart does, too."""
+    return jax.tree.map(lambda leaf, like: vary(leaf, _axes(like)), tree, other)
+
+
 def check_varies(name: str, table: jax.Array, arguments: list[Any]) -> None:
     """Raises ValueError inside shard_map for a table that all shards share, but texts that differ.
 

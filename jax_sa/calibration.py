@@ -119,6 +119,18 @@ def measure_costs(
     return _smooth(np.maximum(long - short, long * more / steps / 2) / more), watch.work
 
 
+def measure_more(run: Callable[[Any, bool], Any], work: Any) -> tuple[float, Any]:
+    """The seconds that `run(work, True)` takes more than `run(work, False)`, and the last work."""
+    seconds = np.empty((ROUNDS[0], 2))
+    for number in range(len(seconds)):
+        for more in (False, True):
+            begun = time.perf_counter()
+            work = jax.block_until_ready(run(work, more))
+            seconds[number, int(more)] = time.perf_counter() - begun
+    without, with_more = np.min(seconds, axis=0)
+    return max(with_more - without, 0.0), work
+
+
 def _warm_up(watch: _Stopwatch, forced: list[jax.Array]) -> np.ndarray:
     """float[W] the seconds of a step of each width, roughly."""
     seconds = []

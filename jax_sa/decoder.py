@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_sa import budget, tree_budget
 from jax_sa._branches import run_branch
@@ -21,9 +22,9 @@ from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_bool, check_
 from jax_sa._explicit import follow_rows
 from jax_sa._options import DraftOptions, normalise
 from jax_sa._same_code import warn_if_written_anew
-from jax_sa._shard_map import vary, varying_axes
+from jax_sa._shard_map import vary, vary_like, varying_axes
 from jax_sa.automaton import DRAFT_FILL, Draft, extend, extend_lookup, lookup_after, reset
-from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
+from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs, measure_more
 from jax_sa.draft_tree import (
     MAX_NODES,
     NO_TOKEN,
@@ -288,9 +289,10 @@ class Decoder(DraftOptions):
           limits: int32[B] maximum new tokens per row, clipped to 0..G. None: G.
           sampling: None: greedy.
           costs: float32[W] the relative cost of a step of each of `widths`, as `calibrate` measures
-            them; with a drafter float32[1 + W], the first of the narrowest step without it. A cost
-            that is not above 0, or is infinite or NaN, rules its step out. None: an estimate for
-            the default backend.
+            them; with a drafter float32[2 + W], the first of its reading of all prompts, the second
+            of the narrowest step without it. A cost that is not above 0, or is infinite or NaN,
+            rules its step out; a reading whose cost is not above 0 counts nothing. None: an
+            estimate for the default backend.
           pool: texts that the automata's drafts may come from too, as in `jax_sa.lookup`. It is
             only read; `jax_sa.insert_slots(pool, generation.state, slots)` puts what was generated
             into it afterwards. None: no pool.
@@ -313,7 +315,7 @@ class Decoder(DraftOptions):
             room = request.prompts.shape[1] + request.max_new_tokens
             trees = state is not None and self.tree_nodes is not None
             check_on_copies(self.model, params, cache, room, trees=trees)
-        generation = self._init(params, request, cache, state, pool, groups)
+        generation = self._init(params, request, cache, state, pool, groups, costs)
         most = jnp.asarray(INT32_MAX, jnp.int32)
         return self._run(params, generation, costs, most, pool, groups)
 
@@ -358,8 +360,9 @@ class Decoder(DraftOptions):
         )
         _check_pool(state, pool)
         length = jnp.copy(cache.length)
-        num_costs = self._num_costs(state is not None)
-        unused = sum(w >= max_new_tokens for w in self.widths(drafts=state is not None))
+        widths = self.widths(drafts=state is not None)
+        num_steps = len(widths) + (self.drafter is not None)
+        unused = sum(width >= max_new_tokens for width in widths)
 
         def buffers(generation: Generation | None) -> tuple[Any, AnyState | None]:
             if generation is None:
@@ -369,18 +372,32 @@ class Decoder(DraftOptions):
                 automata = _reset(automata, jnp.arange(automata.num_slots, dtype=jnp.int32))
             return dataclasses.replace(generation.cache, length=jnp.copy(length)), automata
 
-        def restart(generation: Generation | None) -> Generation:
-            return self._init(params, request, *buffers(generation), pool, groups)
+        def whole(costs: jax.Array) -> jax.Array:
+            """The costs of steps that are measured, as `generate` takes them."""
+            costs = jnp.pad(costs, (0, unused), constant_values=jnp.inf)
+            return costs if self.drafter is None else jnp.pad(costs, (1, 0))
+
+        def restart(generation: Generation | None, *, reads: bool = False) -> Generation:
+            costs = jnp.ones(num_steps, jnp.float32)
+            if self.drafter is not None:
+                # A worthless step without it has the drafter run, and worthless others do not.
+                costs = jnp.where((jnp.arange(num_steps) == 0) == reads, jnp.inf, costs)
+            costs = whole(costs[: num_steps - unused])
+            return self._init(params, request, *buffers(generation), pool, groups, costs)
 
         def advance(generation: Generation, costs: jax.Array, steps: int) -> tuple[Generation, int]:
             before = int(jnp.max(generation.steps))
             most = jnp.asarray(steps, jnp.int32)
-            costs = jnp.pad(costs, (0, unused), constant_values=jnp.inf)
-            generation = self._run(params, generation, costs, most, pool, groups)
+            generation = self._run(params, generation, whole(costs), most, pool, groups)
             return generation, int(jnp.max(generation.steps)) - before
 
-        costs, generation = measure_costs(restart, advance, num_costs - unused, on_progress)
-        costs = jnp.pad(costs, (0, unused), constant_values=jnp.inf)
+        costs, generation = measure_costs(restart, advance, num_steps - unused, on_progress)
+        costs = whole(costs)
+        if self.drafter is not None:
+            reading, generation = measure_more(
+                lambda generation, reads: restart(generation, reads=reads), generation
+            )
+            costs = costs.at[0].set(reading)
         return Calibration(costs, *buffers(generation))
 
     def init(
@@ -394,19 +411,21 @@ class Decoder(DraftOptions):
         state: AnyState | None = None,
         limits: jax.Array | None = None,
         sampling: Sampling | None = None,
+        costs: jax.Array | None = None,
         pool: Pool | None = None,
         groups: jax.Array | None = None,
     ) -> Generation:
         """Reads all tokens of the prompts but the last, and drafts the tokens that follow it.
 
-        Arguments and errors are those of `generate`.
+        Arguments and errors are those of `generate`. A drafter reads the prompts only if costs say
+        that it is worth it: give `step` the same.
         """
         request = _check_request(
             _Request(prompts, prompt_lengths, limits, sampling, max_new_tokens),
             *(params, cache, state),
         )
         _check_pool(state, pool)
-        return self._init(params, request, cache, state, pool, groups)
+        return self._init(params, request, cache, state, pool, groups, costs)
 
     @functools.partial(jax.jit, static_argnames="self", donate_argnames="generation")
     def _run(
@@ -419,7 +438,7 @@ class Decoder(DraftOptions):
         groups: jax.Array | None = None,
     ) -> Generation:
         """Goes on until every row is done, or for so many steps."""
-        costs = self._costs(costs, generation)
+        costs = self._costs(costs, generation.lengths.size, generation.state is not None)
 
         def goes_on(carry: tuple[jax.Array, Generation]) -> jax.Array:
             steps, generation = carry
@@ -440,6 +459,7 @@ class Decoder(DraftOptions):
         state: AnyState | None,
         pool: Pool | None = None,
         groups: jax.Array | None = None,
+        costs: jax.Array | None = None,
     ) -> Generation:
         request, cache, state = _vary_alike(request, cache, state)
         prompts, width = request.prompts, request.prompts.shape[1]
@@ -454,12 +474,17 @@ class Decoder(DraftOptions):
         # No logits are used, so none are computed: of a long prompt they would fill the memory.
         _, cache = self._read(params, prompts, cache, cache.length)
         cache = _advance(cache, before)
-        neural = None
+        neural, use_drafter = None, None
         if self.drafter is not None:
-            neural, cache = self.drafter.prefill(params, prompts, before, last, cache)
+            drafts = state is not None
+            costs = self._costs(costs, none.size, drafts)
+            use_drafter = self._weigh_drafter(costs, drafts, request.max_new_tokens, none)[1]
+            prefill = functools.partial(self.drafter.prefill, params, prompts, before, last)
+            cache = vary_like(cache, jax.eval_shape(prefill, cache)[1])
+            neural, cache = self._run_drafter(use_drafter, prefill, none, cache)
         left = jnp.where(finished, 0, limits)
         state, draft = self._draft(
-            *(state, prompts, prompt_lengths, neural, True, left), pool=pool, groups=groups
+            *(state, prompts, prompt_lengths, neural, use_drafter, left), pool=pool, groups=groups
         )
         return Generation(
             tokens=jnp.broadcast_to(none[:, None], (limits.size, request.max_new_tokens)),
@@ -519,12 +544,14 @@ class Decoder(DraftOptions):
         if sampling is not None:
             next_key, key = jax.random.split(sampling.key)
             sampling = dataclasses.replace(sampling, key=next_key)
-        costs, use_drafter = self._weigh_drafter(generation, self._costs(costs, generation))
+        drafts, max_new_tokens = generation.state is not None, generation.tokens.shape[1]
+        costs = self._costs(costs, generation.lengths.size, drafts)
+        costs, use_drafter = self._weigh_drafter(costs, drafts, max_new_tokens, generation.lengths)
         index, draft = self._choose(generation, costs)
         # The automata stay out of the branches: jax before 0.11.2 copies what a branch updates.
         branches = [
             functools.partial(self._verify, width, params, generation, draft, use_drafter, key)
-            for width in self.widths(drafts=generation.state is not None)
+            for width in self.widths(drafts=drafts)
         ]
         (emitted, path, stopped, neural), cache = run_branch(index, branches, generation.cache)
         lengths = generation.lengths + emitted.length
@@ -595,13 +622,8 @@ class Decoder(DraftOptions):
         emitted, stopped = cut_at_stop(accepted, ~generation.finished, self.stop_tokens)
         cache, neural = _advance(cache, emitted.length), None
         if self.drafter is not None:
-            no_draft = jnp.full_like(emitted.length, NO_TOKEN)[:, None]
-            none = jnp.broadcast_to(no_draft, (emitted.length.size, self.drafter.max_draft))
-            branches = (
-                lambda cache: (none, cache),
-                lambda cache: self.drafter.draft(params, emitted, cache),
-            )
-            neural, cache = run_branch(use_drafter.astype(jnp.int32), branches, cache)
+            draft_next = functools.partial(self.drafter.draft, params, emitted)
+            neural, cache = self._run_drafter(use_drafter, draft_next, emitted.length, cache)
         longest = draft.tokens.shape[1]
         padding = ((0, 0), (0, longest - width))
         padded = jnp.pad(emitted.tokens, padding, constant_values=DRAFT_FILL)
@@ -675,34 +697,51 @@ class Decoder(DraftOptions):
         neural = 0 if self.drafter is None else self.drafter.max_draft
         return max(neural, self.max_draft if drafts else 0)
 
-    def _num_costs(self, drafts: bool) -> int:
-        return len(self.widths(drafts=drafts)) + (self.drafter is not None)
-
-    def _costs(self, costs: Any, generation: Generation) -> jax.Array:
+    def _costs(self, costs: Any, rows: int, drafts: bool) -> jax.Array:
         """The costs given, checked, or else an estimate, which knows none of a drafter."""
-        has_automata = generation.state is not None
+        widths, of_drafter = self.widths(drafts=drafts), 2 * (self.drafter is not None)
         if costs is None:
-            (rows,) = generation.lengths.shape
-            tokens = [rows * (1 + width) for width in self.widths(drafts=has_automata)]
+            tokens = [rows * (1 + width) for width in widths]
             costs = budget.estimate_costs(tokens, jax.default_backend())
-            return costs if self.drafter is None else jnp.pad(costs, (1, 0))
-        check_array("costs", costs, jnp.float32, (self._num_costs(has_automata),))
+            return jnp.pad(costs, (of_drafter, 0))
+        check_array("costs", costs, jnp.float32, (of_drafter + len(widths),))
         return costs
 
-    def _weigh_drafter(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Any]:
-        """float32[W] the costs of the widths; bool[] whether steps run the neural drafter, if any.
+    def _weigh_drafter(
+        self, costs: jax.Array, drafts: bool, max_new_tokens: int, like: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """float32[W] the costs of the widths; bool[] whether the neural drafter runs, if any.
 
-        They do not where it would not pay for itself even if all its tokens held. As this hangs on
-        costs alone, the drafter's memory is not wanted again once it was not filled.
+        It does not where it would not pay for itself even if its tokens held as often as any
+        drafter's, in steps that also bear their share of its reading. As this hangs on costs alone,
+        the drafter's memory is not wanted again once it was not filled. Inside shard_map it varies
+        as int32[B] `like` does.
         """
         if self.drafter is None:
             return costs, None
-        widths = jnp.asarray(self.widths(drafts=generation.state is not None), jnp.int32)
-        most = 1 + jnp.minimum(widths, self.drafter.max_draft)
-        most = jnp.concatenate([jnp.ones(1, jnp.int32), most]).astype(jnp.float32)
-        runs = budget.best_width(most, costs) > 0
-        saved = jnp.where(runs, 0.0, costs[1] - costs[0])
-        return costs[1:] - saved, vary(runs, varying_axes(generation.lengths))
+        reading, alone, steps = jnp.where(costs[0] > 0.0, costs[0], 0.0), costs[1], costs[2:]
+        tokens = 1 + np.minimum(self.widths(drafts=drafts), self.drafter.max_draft)
+        chance = budget.BEST_NEURAL_CHANCE
+        most = jnp.asarray((1.0 - chance**tokens) / (1.0 - chance), jnp.float32)
+        with_reading = steps + reading * most / max_new_tokens
+        most = jnp.concatenate([jnp.ones(1, jnp.float32), most])
+        runs = budget.best_width(most, jnp.concatenate([alone[None], with_reading])) > 0
+        saved = jnp.where(runs, 0.0, steps[0] - alone)
+        return steps - saved, vary(runs, varying_axes(like))
+
+    def _run_drafter(
+        self, runs: jax.Array, draft: Callable[[Any], tuple], like: jax.Array, cache: Any
+    ) -> tuple[jax.Array, Any]:
+        """What `draft(cache)` gives, or `NO_TOKEN`s for as many rows as int32[B] `like` has."""
+        shape = like.size, self.drafter.max_draft
+        none = jnp.broadcast_to(jnp.full_like(like, NO_TOKEN)[:, None], shape)
+
+        def checked(cache: Any) -> tuple[jax.Array, Any]:
+            tokens, cache = draft(cache)
+            check_array("drafter's tokens", tokens, jnp.int32, shape)
+            return tokens, cache
+
+        return run_branch(runs.astype(jnp.int32), (lambda cache: (none, cache), checked), cache)
 
     @follow_rows((False, True))
     def _choose(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Draft]:
@@ -750,9 +789,6 @@ class Decoder(DraftOptions):
         are the pool and the rows' groups.
         """
         options = {**seen, **self.lookup_options()}
-        if neural is not None:
-            (rows,) = left.shape
-            check_array("drafter's tokens", neural, jnp.int32, (rows, self.drafter.max_draft))
         if state is None:
             none = jnp.zeros_like(left)
             draft = Draft(jnp.broadcast_to(none[:, None], (left.size, 0)), none)

@@ -79,6 +79,19 @@ def test_a_call_that_takes_longer_than_a_step_leaves_slices_long(monkeypatch):
     assert work.slices == {0, 1, longest // calibration.SHORT, longest}
 
 
+def test_what_more_work_takes(monkeypatch):
+    now, seen = [0.0], []
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: now[0])
+
+    def run(work, more):
+        seen.append((work, more))
+        now[0] += 0.5 + 3.0 * more + (work < 2)  # the first run of each compiles
+        return work + 1
+
+    assert calibration.measure_more(run, 0) == (3.0, 2 * calibration.ROUNDS[0])
+    assert seen[:3] == [(0, False), (1, True), (2, False)]
+
+
 def test_work_without_a_step_is_an_error(monkeypatch):
     with pytest.raises(ValueError, match="prompts: expected answers of several steps"):
         Work(monkeypatch, [5, 0], [1.0, 1.0]).measure()

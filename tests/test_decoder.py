@@ -258,7 +258,7 @@ def test_costs_choose_the_width_and_never_the_tokens(mode, index):
     widths = decoder.widths()
     costs = jnp.where(jnp.arange(len(widths)) == index, 1.0, jnp.inf).astype(jnp.float32)
     if decoder.drafter is not None:
-        costs = jnp.append(jnp.inf, costs)  # of a step without it
+        costs = jnp.append(jnp.asarray([1.0, jnp.inf]), costs)  # of its reading; a step without it
     cache, state = toy_model.init_cache(3, 256), jax_sa.init(3, 256)
     done = decoder.generate(
         PARAMS, prompts, lengths, cache, max_new_tokens=40, state=state, costs=costs
@@ -305,9 +305,24 @@ ONE_AHEAD = toy_model.drafter(1)
 
 
 @pytest.mark.parametrize("with_automata", [True, False])
-@pytest.mark.parametrize(("alone", "runs"), [(1.0, False), (1.45, False), (1.7, True)])
-def test_a_drafter_that_can_never_pay_for_itself_does_not_run(alone, runs, with_automata):
-    """Even two tokens for a step that costs 3 are fewer per cost than one for 1.45."""
+@pytest.mark.parametrize(
+    ("reading", "alone", "runs"),
+    [
+        (0.0, 1.0, False),
+        (0.0, 1.45, False),
+        (0.0, 1.7, True),
+        (1.0, 1.7, True),
+        (2.0, 1.7, False),
+        (jnp.inf, 1.7, False),
+        (jnp.nan, 1.7, True),
+        (-9.0, 1.45, False),
+    ],
+)
+def test_a_drafter_that_can_never_pay_for_itself_does_not_run(reading, alone, runs, with_automata):
+    """Even 1.9 tokens for a step that costs 3 are fewer per cost than one for 1.45.
+
+    21 such steps write the 40 tokens: each bears so much of the reading.
+    """
     decoder = jax_sa.Decoder(toy_model.model, max_draft=1, drafter=ONE_AHEAD)
     prompts, lengths = random_prompts(3, [30, 21, 8])
     done = decoder.generate(
@@ -317,11 +332,26 @@ def test_a_drafter_that_can_never_pay_for_itself_does_not_run(alone, runs, with_
         toy_model.init_cache(3, 256),
         max_new_tokens=40,
         state=jax_sa.init(3, 256) if with_automata else None,
-        costs=jnp.asarray([alone, 2.0, 3.0], jnp.float32),
+        costs=jnp.asarray([reading, alone, 2.0, 3.0], jnp.float32),
     )
     assert_greedy(done, prompts, lengths, [40] * 3)
-    told = done.cache.heard_length - lengths  # of new tokens
-    assert told.tolist() == ([40] * 3 if runs else [0] * 3)
+    told = done.cache.heard_length
+    assert told.tolist() == ((lengths + 40).tolist() if runs else [0] * 3)
+
+
+def test_calibration_of_a_drafter_measures_its_reading_first():
+    prompts, lengths = random_prompts(2, [40, 33])
+    decoder = jax_sa.Decoder(toy_model.model, max_draft=2, drafter=ONE_AHEAD)
+    buffers = {"state": jax_sa.init(2, 256)}
+    measured = decoder.calibrate(
+        PARAMS, prompts, lengths, toy_model.init_cache(2, 256), max_new_tokens=30, **buffers
+    )
+    assert measured.costs.shape == (2 + len(decoder.widths()),)
+    assert measured.costs[0] >= 0 and (measured.costs[1:] > 0).all()
+    assert not measured.cache.length.any()
+    buffers = {"state": measured.state, "costs": measured.costs}
+    done = decoder.generate(PARAMS, prompts, lengths, measured.cache, max_new_tokens=30, **buffers)
+    assert_greedy(done, prompts, lengths, [30] * 2)
 
 
 def test_costs_of_another_number_are_an_error():

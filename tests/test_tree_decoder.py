@@ -158,7 +158,7 @@ def test_with_a_neural_drafter(steps_alone, follow_neural, with_pool):
         *(prompts, lengths, 100),
         drafter=toy_model.drafter(2),
         follow_neural=follow_neural,
-        costs=jnp.ones(1 + free(8).size),
+        costs=jnp.ones(2 + free(8).size),
         pool=pool,
     )
     assert_greedy(both, prompts, lengths, [100] * 4)

@@ -71,7 +71,7 @@ def test_generation_with_trees_equals_plain_decoding(loaded, mtp_tokens):
         empty_cache(settings, mtp=mtp_tokens > 0),
         max_new_tokens=40,
         state=jax_sa.init(ROWS, TEXT),
-        costs=jnp.ones(len(decoder.widths()) + (mtp_tokens > 0)),
+        costs=jnp.ones(len(decoder.widths()) + 2 * (mtp_tokens > 0)),
     )
     for row, length in enumerate(lengths):
         expected = plain_decoding(settings, params, families.TOKENS[row, :length], 40)
