@@ -599,7 +599,7 @@ class PackedDecoder(DraftOptions):
           rows: before the step, but for what changes.
           plan: of the step.
           key: to sample with.
-          changing: the fields `CHANGED_BY_BLOCK` of the rows, updated in place.
+          changing: the fields of the rows that change (`changed_by_block`), updated in place.
         """
         rows = dataclasses.replace(rows, **changing)
         if not has_room_for_drafts(block, rows) and not block.reads_prompts:

@@ -146,11 +146,6 @@ def unfinished(work: Work, queue: Queue) -> jax.Array:
     return jnp.any(~work.rows.idle) | (work.begun < queue.count)
 
 
-def goes_on(work: Work, queue: Queue, last: jax.Array) -> jax.Array:
-    """bool[] whether work is unfinished, and may call the model: int32[] `last` times at most."""
-    return unfinished(work, queue) & (work.calls < last)
-
-
 def outlook(
     work: Work, queue: Queue, last: jax.Array, ended: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

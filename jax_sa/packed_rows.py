@@ -31,9 +31,6 @@ NUMBERS = (
 )
 """The columns of `Rows.numbers`, by the properties that give them."""
 
-CHANGED_BY_BLOCK = ("numbers", "record", "cache", "state", "followers")
-"""The fields of `Rows` that a step's block changes. The rest of the step is the same for all."""
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +216,9 @@ def idle_rows(
 
 
 def changed_by_block(rows: Rows) -> dict[str, Any]:
-    """The fields `CHANGED_BY_BLOCK` of the rows, by their names."""
-    return {name: getattr(rows, name) for name in CHANGED_BY_BLOCK}
+    """The fields that a step's block changes, by their names. All else is the same for each."""
+    names = "numbers", "record", "cache", "state", "followers"
+    return {name: getattr(rows, name) for name in names}
 
 
 def with_numbers(rows: Rows, **changed: jax.Array) -> Rows:
