@@ -92,7 +92,7 @@ def test_too_few_pages_are_an_error():
 
 def test_generate_checks():
     def run(fault, rows=2, new=12, **options):
-        return jax_sa.PackedDecoder(packed_attention.make(fault), **options).generate(
+        return jax_sa.PackedDecoder(packed_attention.make(fault), max_draft=2, **options).generate(
             PARAMS,
             jnp.ones((3, 6), jnp.int32),
             jnp.full(3, 6, jnp.int32),

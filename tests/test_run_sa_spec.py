@@ -203,6 +203,7 @@ def test_use_sa_spec_is_part_of_a_comparison(capsys, prompts):
     assert "--use_sa_spec: no effect with --compare" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_options_of_drafting_act(capsys, prompts):
     """Each drafts fewer tokens than without it; the text stays."""
 
@@ -248,7 +249,8 @@ def test_sampling_of_the_likeliest_token_is_greedy(capsys, prompts):
         assert written(capsys, prompts, "--temperature", 1, *option) == written(capsys, prompts)
 
 
-@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 4])
 def test_devices_that_share_the_model_write_the_same(capsys, prompts, devices):
     if len(jax.devices()) < devices:
         pytest.skip(f"{len(jax.devices())} devices, {devices} needed")
@@ -262,6 +264,7 @@ def test_sampling(capsys, prompts):
     assert written(capsys, prompts, *options, 1) != written(capsys, prompts, *options, 2)
 
 
+@pytest.mark.slow
 def test_sampled_texts_are_not_compared(prompts):
     got = compare(prompts, "--temperature", 0.8, "--num_nextn_predict_layers", 0)
     assert list(got["modes"]) == ["none", "SA"]
@@ -427,6 +430,7 @@ def test_the_bundled_prompts_of_source_were_held_back():
         assert name in held_back and zlib.crc32(name.encode()) % 40 == 0
 
 
+@pytest.mark.slow
 def test_the_training_script_writes_a_checkpoint_that_runs(capsys, tmp_path, prompts):
     out = tmp_path / "trained"
     options = {
