@@ -76,6 +76,14 @@ def test_answers_are_those_of_plain_decoding(rows, cache, drafts):
     assert bool(done.drafted.any()) == drafts
 
 
+def test_answers_where_the_block_changes():
+    """Plain steps and others take turns, each in a loop of its own."""
+    costs = jnp.asarray([1.0, *[2.5] * (len(WIDTHS) - 1)], jnp.float32)
+    done = decode(limits=LIMITS, costs=costs)
+    assert_plain(done, LIMITS)
+    assert (done.steps > done.accepted).any() and done.drafted.any()
+
+
 @pytest.mark.parametrize("kind", ["pages", "few-pages"])
 def test_prompts_that_begin_together(monkeypatch, kind):
     """When two of four rows have ended, or as many as prompts are left, or all that are at work."""
