@@ -12,8 +12,9 @@ from typing import TypeVar
 
 import jax
 
-WIDTHS = (1.0, 1.5, 3.0, 6.0, 13.0, 33.0)
-"""Tokens a row, on average, of steps that read no prompt. More won nothing on recorded texts."""
+WIDTHS = (1.5, 3.0, 6.0, 13.0, 33.0)
+"""Tokens a row, on average, of steps with drafts that read no prompt, about. More won nothing on
+recorded texts."""
 
 MAX_DRAFTED = 512
 """Drafted tokens that any of these steps verifies at most."""
@@ -27,11 +28,11 @@ place that is left takes as long as one that is used."""
 
 TILE = 64
 """Tokens that an accelerator multiplies with a matrix at once: those of a tile that is not full
-take as long. On a CPU, each token counts."""
+take as long, so a block has as many as fill its tiles. On a CPU, each token counts."""
 
 GROWTH = 1.5
-"""Of two blocks for an accelerator, the tiles of the longer by those of the shorter at least: where
-there are few more, little time is saved by having both, which takes longer to compile."""
+"""Of two blocks for an accelerator, the places of the longer by those of the shorter at least:
+where there are few more, little time is saved by having both, which takes longer to compile."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,8 @@ def step_widths(rows: int, drafted: int, budget: int) -> tuple[int, ...]:
       budget: places of a block, at least B.
     """
     most = min(rows * (1 + drafted), rows + MAX_DRAFTED, budget)
-    narrowest, *others = sorted({min(int(rows * factor), most) for factor in WIDTHS})
-    return narrowest, *_worthwhile(others, lambda width: width)
+    wider = {min(_fill(int(rows * factor)), most) for factor in WIDTHS}
+    return rows, *_worthwhile(sorted(wider - {rows}), lambda width: width)
 
 
 def make_blocks(rows: int, widths: tuple[int, ...], budget: int) -> list[Block]:
@@ -75,7 +76,7 @@ def make_blocks(rows: int, widths: tuple[int, ...], budget: int) -> list[Block]:
     chunks = CHUNKS_ON_CPU if _counts_each_token() else CHUNKS
     sizes = [(rows + chunks[0], rows), *((judged + chunk, judged) for chunk in chunks)]
     reading = [
-        Block(min(total, budget), judged, reads_prompts=True)
+        Block(min(_fill(total), budget), judged, reads_prompts=True)
         for total, judged in (*sizes, (budget, judged))
     ]
     return [
@@ -88,20 +89,21 @@ T = TypeVar("T")
 
 
 def _worthwhile(sizes: Iterable[T], tokens: Callable[[T], int]) -> list[T]:
-    """Of sizes, the most important first, those that take another time than each before them.
-
-    The longest of those that take the same time stands for all of them.
-    """
-    tile, growth = (1, 1.0) if _counts_each_token() else (TILE, GROWTH)
-    longest: dict[int, T] = {}
-    for size in sizes:
-        tiles = -(-tokens(size) // tile)
-        longest[tiles] = max(longest.get(tiles, size), size, key=tokens)
+    """Of sizes, the most important first, those that take another time than each before them."""
+    growth = 1.0 if _counts_each_token() else GROWTH
     kept: dict[int, T] = {}
-    for tiles, size in longest.items():
-        if all(max(tiles, other) >= growth * min(tiles, other) for other in kept):
-            kept[tiles] = size
+    for size in sizes:
+        places = tokens(size)
+        if places not in kept and all(
+            max(places, other) >= growth * min(places, other) for other in kept
+        ):
+            kept[places] = size
     return list(kept.values())
+
+
+def _fill(places: int) -> int:
+    """Places of a block that takes as long as one of so many: on an accelerator, of full tiles."""
+    return places if _counts_each_token() else -(-places // TILE) * TILE
 
 
 def _counts_each_token() -> bool:
