@@ -17,6 +17,7 @@ from jax_sa import budget
 from jax_sa._branches import run_branch
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_choice, check_int
 from jax_sa._options import DraftOptions, normalise
+from jax_sa._stages import run_stages
 from jax_sa.automaton import DRAFT_FILL, Draft, extend, extend_lookup
 from jax_sa.cache_schema import BlockTable
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs
@@ -76,16 +77,11 @@ CALIBRATION_PROMPT = 32
 
 
 class _Course(NamedTuple):
-    """Work, and what comes next of it: the carry of the loop."""
+    """Work that is under way, between two stages."""
 
     work: Work
     ended: jax.Array
     """bool[B] rows that have ended since idle rows were given prompts."""
-    goes_on: jax.Array
-    """bool[] whether anything comes next."""
-    stage: jax.Array
-    """int32[] what: a step in the block of this number, or, behind all blocks, prompts for idle
-    rows."""
     plan: Plan
     """Of the next step."""
 
@@ -346,42 +342,29 @@ class PackedDecoder(DraftOptions):
     ) -> Work:
         """Goes on until all is done, or for so many calls of the model.
 
-        Steps in the same block, one after the other, are a loop of their own. Only where another
-        one comes next is the host asked which: on a GPU, a choice within a CUDA graph makes all of
-        its kernels start later, and costs more than it takes to ask now and then.
+        A stage is a step in one of the blocks, or, behind these, the giving of prompts.
         """
         last = work.calls + jnp.minimum(max_calls, INT32_MAX - work.calls)
         blocks = self._blocks(work.rows)
 
-        def look_ahead(work: Work, ended: jax.Array) -> _Course:
-            goes_on, refills = outlook(work, queue, last, ended)
+        def look_ahead(work: Work, ended: jax.Array) -> tuple[jax.Array, _Course]:
+            goes_on, gives = outlook(work, queue, last, ended)
             plan = plan_step(work.rows, blocks, costs)
-            stage = jnp.where(refills, len(blocks), plan.block)
-            return _Course(work, ended, goes_on, stage, plan)
+            stage = jnp.where(gives, len(blocks), plan.block)
+            return jnp.where(goes_on, stage, len(blocks) + 1), _Course(work, ended, plan)
 
-        def run_block(number: int, course: _Course) -> tuple[None, _Course]:
-            def step(course: _Course) -> tuple[jax.Array, _Course]:
-                work = course.work
-                rows, emitted = self._step(params, work.rows, course.plan, [blocks[number]])
-                course = look_ahead(note(work, rows, emitted), course.ended | emitted.finished)
-                return course.goes_on & (course.stage == number), course
+        def run_step(block: Block, course: _Course) -> tuple[jax.Array, _Course]:
+            work = course.work
+            rows, emitted = self._step(params, work.rows, course.plan, [block])
+            ended = course.ended | emitted.finished
+            return look_ahead(note(work, rows, emitted), ended)
 
-            return None, _repeat(step, course.goes_on, course)
+        def give_prompts(course: _Course) -> tuple[jax.Array, _Course]:
+            return look_ahead(refill(course.work, queue), jnp.zeros_like(course.ended))
 
-        def give_prompts(course: _Course) -> tuple[None, _Course]:
-            return None, look_ahead(refill(course.work, queue), jnp.zeros_like(course.ended))
-
-        branches = [
-            *(functools.partial(run_block, number) for number in range(len(blocks))),
-            give_prompts,
-        ]
-
-        def run_stage(course: _Course) -> tuple[jax.Array, _Course]:
-            _, course = run_branch(course.stage, branches, course)
-            return course.goes_on, course
-
-        first = look_ahead(work, jnp.ones_like(work.rows.idle))
-        return _repeat(run_stage, first.goes_on, first).work
+        steps = [functools.partial(run_step, block) for block in blocks]
+        first, course = look_ahead(work, jnp.ones_like(work.rows.idle))
+        return run_stages([*steps, give_prompts], first, course).work
 
     def calibrate(
         self,
@@ -744,18 +727,6 @@ def _admit(
 
 
 _release = jax.jit(release, donate_argnames="rows")
-
-
-def _repeat(
-    body: Callable[[_Course], tuple[jax.Array, _Course]], goes_on: jax.Array, course: _Course
-) -> _Course:
-    """The course after `goes_on, course = body(course)`, as long as bool[] `goes_on`.
-
-    The condition is carried: on a GPU, what a condition computes is not in a step's graph.
-    """
-    return jax.lax.while_loop(
-        lambda carry: carry[0], lambda carry: body(carry[1]), (goes_on, course)
-    )[1]
 
 
 @jax.jit

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 
+import graphs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import packed_model
 import pytest
 import test_gpu_program
-import test_packed_programs
 import toy_model
 from test_packed_decoder import (
     CAPACITY,
@@ -182,10 +182,10 @@ def test_a_step_of_trees_has_few_kernels(h100, tmp_path):
     """With those of the model: of plain decoding 19 were seen, of trees 37."""
     decoder = writing_decoder(16)
     compile_generate(h100, decoder, xla_dump_to=str(tmp_path), xla_gpu_graph_min_graph_size=1)
-    loops = test_packed_programs.loops_of_steps(tmp_path)
+    *steps, _ = graphs.compiled_stages(tmp_path)
     expected = packed_blocks.make_blocks(ROWS, decoder.widths(ROWS), decoder.budget)
-    assert len(loops) == len(expected) > 2
-    plain, *blocks = (len(test_packed_programs.launches(loop)) for loop in loops)
+    assert len(steps) == len(expected) > 2
+    plain, *blocks = (len(graphs.launches(step)) for step in steps)
     assert plain <= 20  # without nodes it is plain decoding
     assert max(blocks) <= 38  # with the path of each row, three for moves, and the choice of nodes
 

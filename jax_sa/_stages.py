@@ -1,0 +1,60 @@
+"""Work in stages, each of which chooses the next on the device."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jax_sa._branches import run_branch
+
+Work = TypeVar("Work")
+
+STAGES = 8
+"""Stages that run before the host is asked whether there are more. Behind the last, nothing is
+done in their place."""
+
+
+def run_stages(
+    stages: Sequence[Callable[[Work], tuple[jax.Array, Work]]], first: jax.Array, work: Work
+) -> Work:
+    """The work after `number, work = stages[number](work)`, until there is no stage of that number.
+
+    On a GPU each stage is one CUDA graph, if it holds no loop, and the host is asked once for each.
+
+    Args:
+      stages: update the work in place, and choose what comes next, int32[]; `len(stages)` ends it.
+      first: int32[] number of the first of them.
+      work: a pytree.
+    """
+    last = len(stages)
+
+    def run(stage: Callable, carry: tuple[jax.Array, Work]) -> tuple[None, tuple[jax.Array, Work]]:
+        return None, stage(carry[1])
+
+    def do_nothing(carry: tuple[jax.Array, Work]) -> tuple[None, tuple[jax.Array, Work]]:
+        return None, (_outside_of_graphs(carry[0], last), carry[1])
+
+    branches = [*(functools.partial(run, stage) for stage in stages), do_nothing]
+
+    def run_some(carry: tuple[jax.Array, Work]) -> tuple[jax.Array, Work]:
+        if last == 1:  # nothing is to be chosen
+            return stages[0](carry[1])
+        # The host repeats what has a constant number of rounds without asking whether to.
+        return jax.lax.fori_loop(
+            0, STAGES, lambda _, carry: run_branch(carry[0], branches, carry)[1], carry
+        )
+
+    return jax.lax.while_loop(lambda carry: carry[0] != last, run_some, (first, work))[1]
+
+
+def _outside_of_graphs(number: jax.Array, last: int) -> jax.Array:
+    """int32[] `number`, which is `last`, by way of a loop without a round.
+
+    XLA puts no loop into a CUDA graph, nor a choice among branches of which one has a loop. Where a
+    graph has a choice in it, all kernels of all graphs of a program start later.
+    """
+    return jax.lax.while_loop(
+        lambda number: number != last, lambda number: jnp.full_like(number, last), number
+    )
