@@ -4,7 +4,8 @@
 
 All prompts go through the rows of a packed decoder (`jax_sa.PackedDecoder`), refilled as they end,
 over a paged cache. Without drafts it is the same program without automata. Each figure is the
-median of several runs, with the least and the most beside it. Needs `pip install
+median of several runs, with the least and the most beside it. Sampled answers are drawn with
+another key in each run. Needs `pip install
 jax_sa[tokenizer,chat]`, and a checkpoint folder such as `examples/import_gguf.py` writes.
 """
 
@@ -42,17 +43,40 @@ class Setting(NamedTuple):
     prompts: list[list[int]]
 
 
+class Run(NamedTuple):
+    """What one run did."""
+
+    seconds: float
+    tokens: int
+    steps: int
+    """Of all rows together."""
+    drafted: int
+    calls: int
+    """Of the model."""
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
+
+
 class Measured(NamedTuple):
     """One program's runs."""
 
-    seconds: list[float]
+    runs: list[Run]
     compile_seconds: float
-    done: jax_sa.Completions
-    costs: jax.Array | None
+    tokens: jax.Array
+    """The answers of the last run."""
+    costs: jax.Array
 
-    def rate(self, seconds: float) -> float:
-        """Tokens per second."""
-        return int(self.done.lengths.sum()) / seconds
+    def rates(self) -> list[float]:
+        """Tokens per second of each run."""
+        return [run.rate for run in self.runs]
+
+    def per(self, numerator: str, denominator: str) -> float:
+        """The ratio of two sums over all runs."""
+        sums = [sum(getattr(run, name) for run in self.runs) for name in (numerator, denominator)]
+        return sums[0] / max(sums[1], 1)
 
 
 class Bench:
@@ -98,20 +122,20 @@ class Bench:
         pool = jax_sa.init_pool(self.args.pool) if drafts and self.args.pool else None
         options: dict[str, Any] = {"rows": rows, "max_new_tokens": new}
         followers = drafts and self.args.followers
-        if setting.temperature > 0:
-            options["sampling"] = jax_sa.Sampling(jax.random.key(0), setting.temperature)
         begun = time.perf_counter()
         costs, cache, state = decoder.calibrate(
             *(self.params, prompts, lengths, cache),
             state=state,
             pool=pool,
             followers=self.unknown() if followers else None,
+            sampling=sampling(setting, 0),
             **options,
         )
         compile_seconds = time.perf_counter() - begun
-        seconds = []
-        for _ in range(self.args.runs):
+        runs = []
+        for number in range(self.args.runs):
             unknown = self.unknown() if followers else None  # what a run learns, it forgets
+            drawn = sampling(setting, number)
             begun = time.perf_counter()
             done = decoder.generate(
                 *(self.params, prompts, lengths, cache),
@@ -119,44 +143,54 @@ class Bench:
                 pool=pool,
                 followers=unknown,
                 costs=costs,
+                sampling=drawn,
                 **options,
             )
             jax.block_until_ready(done.lengths)
-            seconds.append(time.perf_counter() - begun)
+            seconds = time.perf_counter() - begun
+            counts = (int(n.sum()) for n in (done.lengths, done.steps, done.drafted, done.calls))
+            runs.append(Run(seconds, *counts))
             cache, state, pool = done.cache, done.state, done.pool
-        return Measured(seconds, compile_seconds, done, costs)
+        return Measured(runs, compile_seconds, done.tokens, costs)
 
     def unknown(self) -> jax_sa.Followers:
         """Followers of which none is known."""
         return jax_sa.init_followers(self.config.vocab_size)
 
 
+def sampling(setting: Setting, number: int) -> jax_sa.Sampling | None:
+    """How the tokens of a run are drawn: the same with drafts and without, another one each run."""
+    if setting.temperature == 0:
+        return None
+    return jax_sa.Sampling(jax.random.key(number), setting.temperature)
+
+
 def compare(setting: Setting, none: Measured, sa: Measured) -> dict[str, Any]:
     """One row of the table."""
-    rates = [sa.rate(seconds) for seconds in sa.seconds]
-    base = none.rate(statistics.median(none.seconds))
-    steps = int(sa.done.steps.sum())
-    same = jnp.all(sa.done.tokens == none.done.tokens, axis=1)
-    speeds = sorted(rate / base for rate in rates)
-    spread = [none.rate(seconds) / base for seconds in none.seconds]
+    base = statistics.median(none.rates())
+    speeds = sorted(rate / base for rate in sa.rates())
+    spread = sorted(rate / base for rate in none.rates())
+    same = jnp.all(sa.tokens == none.tokens, axis=1)
     return {
         "batch": setting.batch,
         "text": setting.text,
         "prompts": len(setting.prompts),
         "none tok/s": round(base),
-        "none spread": f"{min(spread):.2f}-{max(spread):.2f}",
-        "SA tok/s": round(statistics.median(rates)),
-        "first": f"{rates[0] / base:.2f}x",
+        "none spread": f"{spread[0]:.2f}-{spread[-1]:.2f}",
+        "SA tok/s": round(statistics.median(sa.rates())),
+        "first": f"{sa.runs[0].rate / base:.2f}x",
         "speed": f"{statistics.median(speeds):.2f}x",
         "spread": f"{speeds[0]:.2f}-{speeds[-1]:.2f}",
-        "tok/step": float(sa.done.lengths.sum()) / max(steps, 1),
-        "drafted/step": float(sa.done.drafted.sum()) / max(steps, 1),
+        "tok/step": sa.per("tokens", "steps"),
+        "drafted/step": sa.per("drafted", "steps"),
         "identical": f"{int(same.sum())}/{len(setting.prompts)}"
         if setting.temperature == 0
         else "-",
         "compile s": f"{none.compile_seconds:.0f}, {sa.compile_seconds:.0f}",
         "costs": " ".join(f"{c:.2f}" for c in sa.costs / sa.costs[0]),
         "step ms": f"{1e3 * float(none.costs[0]):.2f}, {1e3 * float(sa.costs[0]):.2f}",
+        "call ms": f"{1e3 * none.per('seconds', 'calls'):.2f}, "
+        f"{1e3 * sa.per('seconds', 'calls'):.2f}",
     }
 
 
