@@ -39,8 +39,6 @@ def run_stages(
     branches = [*(functools.partial(run, stage) for stage in stages), do_nothing]
 
     def run_some(carry: tuple[jax.Array, Work]) -> tuple[jax.Array, Work]:
-        if last == 1:  # nothing is to be chosen
-            return stages[0](carry[1])
         # The host repeats what has a constant number of rounds without asking whether to.
         return jax.lax.fori_loop(
             0, STAGES, lambda _, carry: run_branch(carry[0], branches, carry)[1], carry

@@ -9,7 +9,7 @@ tokens before it. The block of the next step is that token and the draft.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,6 @@ from jax_sa._explicit import follow_rows
 from jax_sa._options import DraftOptions, normalise
 from jax_sa._same_code import warn_if_written_anew
 from jax_sa._shard_map import vary, vary_like, varying_axes
-from jax_sa._stages import run_stages
 from jax_sa.automaton import DRAFT_FILL, Draft, extend, extend_lookup, lookup_after, reset
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs, measure_more
 from jax_sa.draft_tree import (
@@ -125,16 +124,6 @@ class Generation:
     def to_lists(self) -> list[list[int]]:
         """The new tokens of each row, on the host."""
         return to_lists(self.tokens, self.lengths)
-
-
-class _Course(NamedTuple):
-    """A generation that is under way, between two steps."""
-
-    steps: jax.Array
-    """int32[] that were done."""
-    generation: Generation
-    draft: Draft | DraftTree
-    """What the next step verifies."""
 
 
 @jax.tree_util.register_dataclass
@@ -448,26 +437,18 @@ class Decoder(DraftOptions):
         pool: Pool | None = None,
         groups: jax.Array | None = None,
     ) -> Generation:
-        """Goes on until every row is done, or for so many steps.
+        """Goes on until every row is done, or for so many steps."""
+        costs = self._costs(costs, generation.lengths.size, generation.state is not None)
 
-        A stage is a step of one of the widths.
-        """
-        costs, use_drafter = self._weighed(generation, costs)
-        widths = self.widths(drafts=generation.state is not None)
+        def goes_on(carry: tuple[jax.Array, Generation]) -> jax.Array:
+            steps, generation = carry
+            return (steps < max_steps) & ~jnp.all(generation.finished)
 
-        def look_ahead(steps: jax.Array, generation: Generation) -> tuple[jax.Array, _Course]:
-            goes_on = (steps < max_steps) & ~jnp.all(generation.finished)
-            index, draft = self._choose(generation, costs)
-            return jnp.where(goes_on, index, len(widths)), _Course(steps, generation, draft)
+        def body(carry: tuple[jax.Array, Generation]) -> tuple[jax.Array, Generation]:
+            steps, generation = carry
+            return steps + 1, self._step(params, generation, costs, pool, groups)[0]
 
-        def run_step(width: int, course: _Course) -> tuple[jax.Array, _Course]:
-            step = params, course.generation, None, [width], course.draft, use_drafter
-            generation, _ = self._go_on(*step, pool, groups)
-            return look_ahead(course.steps + 1, generation)
-
-        none = vary(jnp.zeros((), jnp.int32), varying_axes(generation.lengths))
-        stages = [functools.partial(run_step, width) for width in widths]
-        return run_stages(stages, *look_ahead(none, generation)).generation
+        return jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), generation))[1]
 
     @functools.partial(jax.jit, static_argnames="self", donate_argnames=("cache", "state"))
     def _init(
@@ -559,31 +540,18 @@ class Decoder(DraftOptions):
         pool: Pool | None,
         groups: jax.Array | None,
     ) -> tuple[Generation, Accepted]:
-        costs, use_drafter = self._weighed(generation, costs)
-        index, draft = self._choose(generation, costs)
-        widths = self.widths(drafts=generation.state is not None)
-        return self._go_on(params, generation, index, widths, draft, use_drafter, pool, groups)
-
-    def _go_on(
-        self,
-        params: Any,
-        generation: Generation,
-        index: jax.Array | None,
-        widths: Sequence[int],
-        draft: Draft | DraftTree,
-        use_drafter: jax.Array | None,
-        pool: Pool | None,
-        groups: jax.Array | None,
-    ) -> tuple[Generation, Accepted]:
-        """A step of the width of int32[] index, or of the only one, with drafts that are cut."""
         sampling, key = generation.sampling, None
         if sampling is not None:
             next_key, key = jax.random.split(sampling.key)
             sampling = dataclasses.replace(sampling, key=next_key)
+        drafts, max_new_tokens = generation.state is not None, generation.tokens.shape[1]
+        costs = self._costs(costs, generation.lengths.size, drafts)
+        costs, use_drafter = self._weigh_drafter(costs, drafts, max_new_tokens, generation.lengths)
+        index, draft = self._choose(generation, costs)
         # The automata stay out of the branches: jax before 0.11.2 copies what a branch updates.
         branches = [
             functools.partial(self._verify, width, params, generation, draft, use_drafter, key)
-            for width in widths
+            for width in self.widths(drafts=drafts)
         ]
         (emitted, path, stopped, neural), cache = run_branch(index, branches, generation.cache)
         lengths = generation.lengths + emitted.length
@@ -738,14 +706,6 @@ class Decoder(DraftOptions):
             return jnp.pad(costs, (of_drafter, 0))
         check_array("costs", costs, jnp.float32, (of_drafter + len(widths),))
         return costs
-
-    def _weighed(
-        self, generation: Generation, costs: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """What `_weigh_drafter` returns for a generation that has begun."""
-        drafts, max_new_tokens = generation.state is not None, generation.tokens.shape[1]
-        costs = self._costs(costs, generation.lengths.size, drafts)
-        return self._weigh_drafter(costs, drafts, max_new_tokens, generation.lengths)
 
     def _weigh_drafter(
         self, costs: jax.Array, drafts: bool, max_new_tokens: int, like: jax.Array

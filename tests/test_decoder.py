@@ -5,7 +5,6 @@ import functools
 import inspect
 
 import copies
-import graphs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,6 @@ import test_gpu_program
 import toy_model
 
 import jax_sa
-from jax_sa._branches import BRANCHES_COPY
 
 PARAMS = jnp.asarray(toy_model.TABLE)
 DRAFTER = toy_model.drafter(2)
@@ -697,9 +695,8 @@ def test_help_shows_the_contract_of_a_model():
         assert words in contract
 
 
-def compile_generate(sharding=None, *, automaton=False, pool=False, dump_to=None, **options):
+def compile_generate(sharding=None, *, automaton=False, pool=False, **options):
     """A generation as a user's jitted function holds it, compiled from shapes alone."""
-    dumps = {} if dump_to is None else {"xla_dump_to": str(dump_to)}
 
     def program(params, prompts, cache, state, pool):
         return jax_sa.generate(
@@ -726,8 +723,7 @@ def compile_generate(sharding=None, *, automaton=False, pool=False, dump_to=None
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
     )
-    lowered = jax.jit(program, donate_argnums=(2, 3)).lower(*shapes)
-    return lowered.compile(compiler_options=dumps), shapes[2:4]
+    return jax.jit(program, donate_argnums=(2, 3)).lower(*shapes).compile(), shapes[2:4]
 
 
 def assert_in_place(compiled, donated):
@@ -755,14 +751,6 @@ h100 = test_gpu_program.h100  # the fixture
 )
 def test_in_place_on_a_gpu(h100, mode):
     assert_in_place(*compile_generate(h100, **IN_PLACE[mode]))
-
-
-@pytest.mark.skipif(BRANCHES_COPY, reason="jax before 0.11.2 has loops in place of branches")
-def test_a_step_is_one_cuda_graph(h100, tmp_path):
-    compile_generate(h100, automaton=True, dump_to=tmp_path)
-    stages = graphs.compiled_stages(tmp_path)
-    assert len(stages) == len(jax_sa.Decoder(toy_model.model).widths())
-    assert all(graphs.is_one_graph(stage) for stage in stages)
 
 
 def test_the_check_sees_copies():
