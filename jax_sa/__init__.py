@@ -38,7 +38,6 @@ from jax_sa.cache_moves import move_entries as move_entries
 from jax_sa.calibration import Calibration as Calibration
 from jax_sa.decoder import Decoder as Decoder
 from jax_sa.decoder import Generation as Generation
-from jax_sa.decoder import NeuralDrafter as NeuralDrafter
 from jax_sa.decoder import generate as generate
 from jax_sa.draft_tree import ROOT as ROOT
 from jax_sa.draft_tree import DraftTree as DraftTree
@@ -57,6 +56,7 @@ from jax_sa.manager import SuffixAutomatonManager as SuffixAutomatonManager
 from jax_sa.model_check import Clause as Clause
 from jax_sa.model_check import ModelCheck as ModelCheck
 from jax_sa.model_check import check_model as check_model
+from jax_sa.neural_drafter import NeuralDrafter as NeuralDrafter
 from jax_sa.packed_decoder import PackedDecoder as PackedDecoder
 from jax_sa.packed_queue import Completions as Completions
 from jax_sa.packed_rows import Rows as Rows

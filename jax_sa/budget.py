@@ -30,10 +30,6 @@ the same responses; `lookup` scales its `draft_factor` by the same."""
 NEURAL_MATCH_LENGTH = 3
 """A neural draft is as trustworthy as the automaton's after a match of so many tokens."""
 
-BEST_NEURAL_CHANCE = 0.9
-"""A neural drafter's token holds with no better chance, if all before it do: of DeepSeek-V3's
-second tokens 85 to 90 % do (arXiv 2412.19437, section 5.4.3)."""
-
 MAX_COUNTED_MATCH = 64
 """Longer matches count as this long when a budget is shared."""
 

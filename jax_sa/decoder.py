@@ -10,11 +10,10 @@ tokens before it. The block of the next step is that token and the draft.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_sa import budget, tree_budget
 from jax_sa._branches import run_branch
@@ -42,6 +41,14 @@ from jax_sa.model_contract import (
     check_returned_cache,
     check_room,
 )
+from jax_sa.neural_drafter import (
+    PATIENCE,
+    NeuralDrafter,
+    StepCosts,
+    check_drafter,
+    update_loss,
+    weigh,
+)
 from jax_sa.pool import Pool, check_pool
 from jax_sa.prompts import as_int32, read_prompts, to_lists
 from jax_sa.row_room import from_last_token, move_back, tokens_again
@@ -64,24 +71,6 @@ SLOWEST_FIRST = 4
 """A batch lasts as long as its slowest row. Of the steps that its rows still need, the norm of this
 power stands for the most when a width is chosen: rows that are far ahead hardly matter, nor does
 what one row would save where others would save nothing."""
-
-
-class NeuralDrafter(NamedTuple):
-    """A drafter with parameters, such as a multi-token prediction module.
-
-    Its memory is part of the model's cache. Both functions are called while
-    `cache.length` counts every token but the last, and return the tokens int32[B, M] that they
-    expect after the last, and the cache. Drafts for a row without tokens are ignored.
-    """
-
-    prefill: Callable[..., tuple[jax.Array, Any]]
-    """`prefill(params, prompts int32[B, P], lengths int32[B], last int32[B], cache)`: the model
-    has read the prompts; `prompts[b, :lengths[b]]` count, and `last[b]` comes next."""
-    draft: Callable[..., tuple[jax.Array, Any]]
-    """`draft(params, accepted, cache)`: the step has emitted `accepted`, a `jax_sa.Accepted` of
-    the width of the block, whose last token the model has not read."""
-    max_draft: int
-    """M."""
 
 
 @jax.tree_util.register_dataclass
@@ -109,6 +98,9 @@ class Generation:
     """The tokens that may follow it, of which the next step verifies as many as are worth it."""
     record: budget.Record
     """The failures of the row's drafts, seen and expected."""
+    drafter_loss: jax.Array | None
+    """float32[] the time that the neural drafter lost of late, in steps: it runs no more once that
+    is above `jax_sa.neural_drafter.PATIENCE`. None without a drafter."""
     cache: Any
     """The model's cache, of every token but the last."""
     state: AnyState | None
@@ -236,7 +228,7 @@ class Decoder(DraftOptions):
             raise TypeError(f"draft_widths: expected a tuple of ints, got {self.draft_widths!r}")
         normalise(
             self,
-            drafter=None if self.drafter is None else _check_drafter(self.drafter),
+            drafter=None if self.drafter is None else check_drafter(self.drafter),
             stop_tokens=tuple(check_int("stop_tokens", t, INT32_MIN) for t in self.stop_tokens),
             threshold=check_int("threshold", self.threshold, 1),
             follow_neural=check_bool("follow_neural", self.follow_neural),
@@ -478,14 +470,16 @@ class Decoder(DraftOptions):
         if self.drafter is not None:
             drafts = state is not None
             costs = self._costs(costs, none.size, drafts)
-            use_drafter = self._weigh_drafter(costs, drafts, request.max_new_tokens, none)[1]
+            use_drafter = self._weigh(costs, drafts, request.max_new_tokens).can_pay
+            use_drafter = vary(use_drafter, varying_axes(none))
             prefill = functools.partial(self.drafter.prefill, params, prompts, before, last)
             cache = vary_like(cache, jax.eval_shape(prefill, cache)[1])
             neural, cache = self._run_drafter(use_drafter, prefill, none, cache)
         left = jnp.where(finished, 0, limits)
-        state, draft = self._draft(
+        state, draft, _ = self._draft(
             *(state, prompts, prompt_lengths, neural, use_drafter, left), pool=pool, groups=groups
         )
+        no_loss = None if use_drafter is None else jnp.zeros_like(use_drafter, jnp.float32)
         return Generation(
             tokens=jnp.broadcast_to(none[:, None], (limits.size, request.max_new_tokens)),
             lengths=none,
@@ -497,6 +491,7 @@ class Decoder(DraftOptions):
             last=last,
             draft=draft,
             record=budget.init_record(limits),
+            drafter_loss=no_loss,
             cache=cache,
             state=state,
             # A copy, because a generation is donated, and the key is the caller's.
@@ -546,7 +541,11 @@ class Decoder(DraftOptions):
             sampling = dataclasses.replace(sampling, key=next_key)
         drafts, max_new_tokens = generation.state is not None, generation.tokens.shape[1]
         costs = self._costs(costs, generation.lengths.size, drafts)
-        costs, use_drafter = self._weigh_drafter(costs, drafts, max_new_tokens, generation.lengths)
+        weighed, use_drafter = None, None
+        if self.drafter is not None:
+            weighed = self._weigh(costs, drafts, max_new_tokens)
+            use_drafter = weighed.can_pay & (generation.drafter_loss <= PATIENCE)
+            costs = jnp.where(use_drafter, weighed.running, weighed.alone)
         index, draft = self._choose(generation, costs)
         # The automata stay out of the branches: jax before 0.11.2 copies what a branch updates.
         branches = [
@@ -563,12 +562,12 @@ class Decoder(DraftOptions):
             record = budget.update_record(generation.record, draft, confirmed)
         else:
             record = tree_budget.update_record(generation.record, draft, path, confirmed)
-        state, next_draft = self._draft(
+        state, next_draft, alone = self._draft(
             *(generation.state, emitted.tokens, emitted.length, neural, use_drafter, left),
             pool=pool,
             groups=groups,
         )
-        return dataclasses.replace(
+        after = dataclasses.replace(
             generation,
             tokens=_append(generation.tokens, generation.lengths, emitted),
             lengths=lengths,
@@ -582,7 +581,12 @@ class Decoder(DraftOptions):
             cache=cache,
             state=state,
             sampling=sampling,
-        ), emitted
+        )
+        if alone is not None:
+            loss = self._lost(after, alone, weighed)
+            loss = jnp.where(use_drafter, loss, generation.drafter_loss)
+            after = dataclasses.replace(after, drafter_loss=loss)
+        return after, emitted
 
     def _verify(
         self,
@@ -707,27 +711,8 @@ class Decoder(DraftOptions):
         check_array("costs", costs, jnp.float32, (of_drafter + len(widths),))
         return costs
 
-    def _weigh_drafter(
-        self, costs: jax.Array, drafts: bool, max_new_tokens: int, like: jax.Array
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """float32[W] the costs of the widths; bool[] whether the neural drafter runs, if any.
-
-        It does not where it would not pay for itself even if its tokens held as often as any
-        drafter's, in steps that also bear their share of its reading. As this hangs on costs alone,
-        the drafter's memory is not wanted again once it was not filled. Inside shard_map it varies
-        as int32[B] `like` does.
-        """
-        if self.drafter is None:
-            return costs, None
-        reading, alone, steps = jnp.where(costs[0] > 0.0, costs[0], 0.0), costs[1], costs[2:]
-        tokens = 1 + np.minimum(self.widths(drafts=drafts), self.drafter.max_draft)
-        chance = budget.BEST_NEURAL_CHANCE
-        most = jnp.asarray((1.0 - chance**tokens) / (1.0 - chance), jnp.float32)
-        with_reading = steps + reading * most / max_new_tokens
-        most = jnp.concatenate([jnp.ones(1, jnp.float32), most])
-        runs = budget.best_width(most, jnp.concatenate([alone[None], with_reading])) > 0
-        saved = jnp.where(runs, 0.0, steps[0] - alone)
-        return steps - saved, vary(runs, varying_axes(like))
+    def _weigh(self, costs: jax.Array, drafts: bool, max_new_tokens: int) -> StepCosts:
+        return weigh(costs, self.widths(drafts=drafts), self.drafter.max_draft, max_new_tokens)
 
     def _run_drafter(
         self, runs: jax.Array, draft: Callable[[Any], tuple], like: jax.Array, cache: Any
@@ -750,13 +735,39 @@ class Decoder(DraftOptions):
         A chain is cut at its end, a tree to the nodes that are likeliest to hold; of these, a row
         has at most as many as it may still write tokens, since so much is its room.
         """
+        draft = generation.draft
+        promised, chosen, chances = self._promise(generation, draft)
+        index = budget.best_width(promised, costs)
+        if isinstance(draft, DraftTree):
+            return index, tree_budget.keep(draft, chosen[index] & (chances > 0.0))
         widths = jnp.asarray(self.widths(drafts=generation.state is not None), jnp.int32)
-        draft, strain = generation.draft, generation.record.strain()
+        return index, budget.cut_draft(draft, widths[index])
+
+    @follow_rows(False)
+    def _lost(self, generation: Generation, alone: Draft, costs: StepCosts) -> jax.Array:
+        """float32[] the drafter's loss with the next step, whose drafts without it are `alone`."""
+        most = []
+        for draft, of_steps in ((generation.draft, costs.running), (alone, costs.alone)):
+            promised, _, _ = self._promise(generation, draft)
+            most.append(jnp.max(jnp.where(of_steps > 0.0, promised / of_steps, 0.0)))
+        return update_loss(generation.drafter_loss, *most)
+
+    def _promise(
+        self, generation: Generation, draft: Draft | DraftTree
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What a step of each width promises the batch, with the drafts cut to it.
+
+        Returns:
+          float32[W] tokens, of the slowest rows mostly (`SLOWEST_FIRST`), as a share of those that
+          the batch still writes; 0 where there is no room for the width. bool[W, B, K] the tokens
+          verified. float32[B, K] the chance that a token holds.
+        """
+        widths = jnp.asarray(self.widths(drafts=generation.state is not None), jnp.int32)
+        strain = generation.record.strain()
         left = jnp.where(generation.finished, 0, generation.limits - generation.lengths)
         most = jnp.maximum(jnp.max(left), 1).astype(jnp.float32)
         share = left.astype(jnp.float32) / most
         max_new_tokens = generation.tokens.shape[1]
-        costs = jnp.where(widths < max_new_tokens, costs, jnp.inf)
         if isinstance(draft, DraftTree):
             chances = tree_budget.survival(draft, strain)
             rank = tree_budget.rank_in_row(chances)
@@ -768,10 +779,8 @@ class Decoder(DraftOptions):
             chosen = place[None] < widths[:, None, None]
         steps = share[None] / (1.0 + budget.expected_tokens(chances, chosen))
         norm = jnp.sum(steps**SLOWEST_FIRST, axis=1) ** (1.0 / SLOWEST_FIRST)
-        index = budget.best_width(1.0 / jnp.maximum(norm, 1e-6), costs)
-        if isinstance(draft, DraftTree):
-            return index, tree_budget.keep(draft, chosen[index] & (chances > 0.0))
-        return index, budget.cut_draft(draft, widths[index])
+        promised = 1.0 / jnp.maximum(norm, 1e-6)
+        return jnp.where(widths < max_new_tokens, promised, 0.0), chosen, chances
 
     def _draft(
         self,
@@ -782,22 +791,26 @@ class Decoder(DraftOptions):
         use_neural: Any,
         left: jax.Array,
         **seen: Any,
-    ) -> tuple[AnyState | None, Draft | DraftTree]:
+    ) -> tuple[AnyState | None, Draft | DraftTree, Draft | None]:
         """Appends tokens [B, T], and drafts from all sources there are what follows.
 
         A draft, or a path in a tree, has at most `left - 1` tokens: a step emits one more. `seen`
         are the pool and the rows' groups.
+
+        Returns:
+          The automata, the drafts, and, where these are chains and there is a neural drafter, what
+          they would be without it.
         """
         options = {**seen, **self.lookup_options()}
         if state is None:
             none = jnp.zeros_like(left)
             draft = Draft(jnp.broadcast_to(none[:, None], (left.size, 0)), none)
         elif self.tree_nodes is not None:
-            return self._draft_trees(state, tokens, lengths, neural, left, options)
+            return *self._draft_trees(state, tokens, lengths, neural, left, options), None
         else:
             state, draft = extend_lookup(state, tokens, lengths, **options)
             neural = self._follow(state, neural, options)
-        return state, self._merge(draft, neural, use_neural, left)
+        return state, *self._merge(draft, neural, use_neural, left)
 
     def _draft_trees(
         self,
@@ -837,16 +850,16 @@ class Decoder(DraftOptions):
     @follow_rows()
     def _merge(
         self, automaton: Draft, neural: Draft | jax.Array | None, use_neural: Any, left: jax.Array
-    ) -> Draft:
-        """The chains there are as one."""
+    ) -> tuple[Draft, Draft | None]:
+        """The chains there are as one; those of the automata alone, if there are others."""
         if neural is None:
-            return budget.cut_draft(automaton, left - 1)
+            return budget.cut_draft(automaton, left - 1), None
         both = merge_drafts(automaton, neural, self.threshold)
         padding = ((0, 0), (0, both.tokens.shape[1] - automaton.tokens.shape[1]))
         padded = jnp.pad(automaton.tokens, padding, constant_values=DRAFT_FILL)
         alone = dataclasses.replace(automaton, tokens=padded)
         draft = jax.tree.map(functools.partial(jnp.where, use_neural), both, alone)
-        return budget.cut_draft(draft, left - 1)
+        return budget.cut_draft(draft, left - 1), budget.cut_draft(alone, left - 1)
 
 
 def generate(
@@ -885,13 +898,6 @@ def generate(
         groups=groups,
         check=check,
     )
-
-
-def _check_drafter(drafter: Any) -> NeuralDrafter:
-    if not isinstance(drafter, NeuralDrafter):
-        expected = "a jax_sa.NeuralDrafter"
-        raise TypeError(f"drafter: expected {expected}, got {type(drafter).__name__}")
-    return drafter._replace(max_draft=check_int("drafter.max_draft", drafter.max_draft, 1))
 
 
 def _check_request(request: _Request, params: Any, cache: Any, state: Any) -> _Request:
