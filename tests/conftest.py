@@ -2,11 +2,14 @@
 
 import os
 
-if os.environ.get("JAX_PLATFORMS") == "cpu":
-    # Most of the time is compilation, a third of that LLVM's optimization. What XLA makes of a
-    # program, its copies and buffers, is the same without. In the environment, for the processes
-    # that tests start; before JAX is imported, which reads it then.
-    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if os.environ.get("JAX_PLATFORMS") == "cpu" and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    # Most of the time is compilation, and most of that the optimization of what a fusion does, by
+    # MLIR and by LLVM. What XLA makes of a program, its copies and buffers, is the same without.
+    # In the environment, for the processes that tests start; before JAX is imported, which reads
+    # it then.
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    flag = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
 import jax
 import pytest
