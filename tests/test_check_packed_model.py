@@ -91,23 +91,24 @@ def test_too_few_pages_are_an_error():
 
 
 def test_generate_checks():
-    def run(fault, rows=2, new=12, **options):
-        return jax_sa.PackedDecoder(packed_attention.make(fault), max_draft=2, **options).generate(
+    def run(fault, rows=2, new=12, drafts=False, **options):
+        options = {"max_draft": 2, "budget": 3 * rows} | options
+        return jax_sa.PackedDecoder(packed_attention.make(fault), **options).generate(
             PARAMS,
             jnp.ones((3, 6), jnp.int32),
             jnp.full(3, 6, jnp.int32),
             packed_attention.init_cache(rows, 6 + new),
             rows=rows,
             max_new_tokens=new,
-            state=jax_sa.init(rows, 6 + new),
+            state=jax_sa.init(rows, 6 + new) if drafts else None,
             check=True,
         )
 
-    assert run(None).lengths.tolist() == [12] * 3
+    assert run(None, drafts=True).lengths.tolist() == [12] * 3
     assert run(None, rows=1).lengths.tolist() == [12] * 3
     assert run("tree").lengths.tolist() == [12] * 3
     with pytest.raises(ValueError, match="(?s)contract of jax_sa.PackedDecoder.*tree +broken"):
-        run("tree", tree_nodes=4)
+        run("tree", drafts=True, tree_nodes=4)
     with pytest.raises(ValueError, match="(?s)contract of jax_sa.PackedDecoder.*padding +broken"):
         run("padding")
     with pytest.raises(ValueError, match="check: tokens of each row: expected an int in"):
@@ -121,7 +122,7 @@ def test_generate_checks_with_the_pages_there_are():
     prompts, lengths = packed_model.make_prompts(3, 8)
 
     def run(pages):
-        return jax_sa.PackedDecoder(packed_model.model).generate(
+        return jax_sa.PackedDecoder(packed_model.model, budget=16).generate(
             *(params, prompts, lengths, packed_model.paged_cache(2, pages, 4, 8)),
             rows=2,
             max_new_tokens=16,

@@ -2,18 +2,22 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import packed_model
 import pytest
-from packed_model import greedy
-from test_packed_decoder import ALL, CAPACITY, DECODER, FORCED, LENGTHS, PROMPTS, G, N, decode
+from packed_model import all_greedy, greedy
+from test_packed_decoder import ALL, CAPACITY, LENGTHS, PROMPTS, G, N, decode
 from toy_model import VOCABULARY
 
 import jax_sa
 
+# Few blocks, each of which takes time to compile.
+DECODER = jax_sa.PackedDecoder(packed_model.model, budget=12)
+FORCED = jnp.ones(len(DECODER.widths(3)), jnp.float32)
 FORBIDDEN = np.random.default_rng(0).random((N, VOCABULARY)) < 0.3
 NEW = 7
 """New tokens of texts without repeats."""
@@ -61,11 +65,21 @@ def expected(count, allowed):
     ]
 
 
-@pytest.mark.parametrize("model", [packed_model.model, packed_model.lazy_model])
-@pytest.mark.parametrize("drafts", ["none", "chosen", "all"])
-@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+def choices():
+    """All choices of sampling, drafts and model; of any two of these all are in a faster run."""
+    models = {"model": packed_model.model, "lazy_model": packed_model.lazy_model}
+    for sampling, drafts, name in itertools.product(
+        ("greedy", "sampled"), ("none", "chosen", "all"), models
+    ):
+        odd = (sampling == "sampled") ^ (drafts == "none") ^ (name == "model")
+        marks = pytest.mark.slow if odd else ()
+        case = sampling == "sampled", drafts, models[name]
+        yield pytest.param(*case, id=f"{sampling}-{drafts}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("sampled", "drafts", "model"), [*choices()])
 def test_each_prompt_forbids_its_tokens(model, drafts, sampled):
-    decoder = dataclasses.replace(DECODER, model=model, stop_tokens=(), logits_fn=forbid)
+    decoder = dataclasses.replace(DECODER, model=model, logits_fn=forbid)
     done = decode(
         decoder,
         state=None if drafts == "none" else jax_sa.init(3, CAPACITY),
@@ -74,14 +88,14 @@ def test_each_prompt_forbids_its_tokens(model, drafts, sampled):
     )
     answers = done.to_lists()
     assert answers == expected(G, lambda i, token, new: not FORBIDDEN[i, token])
-    assert answers != decode(dataclasses.replace(decoder, logits_fn=None)).to_lists()
+    assert answers != all_greedy(PROMPTS, LENGTHS, ALL)
     assert bool(done.accepted.any()) == (drafts != "none")
 
 
 @pytest.mark.parametrize("model", [packed_model.model, packed_model.lazy_model])
 def test_no_token_comes_twice(model):
     """It depends on what was written, and on the draft before each place."""
-    decoder = dataclasses.replace(DECODER, model=model, stop_tokens=(), logits_fn=forbid_repeats)
+    decoder = dataclasses.replace(DECODER, model=model, logits_fn=forbid_repeats)
     done = decode(decoder, limits=jnp.full_like(ALL, NEW), costs=FORCED)
     assert done.to_lists() == expected(NEW, lambda i, token, new: token not in new)
     assert done.accepted.any()
