@@ -39,6 +39,8 @@ TEXTS = {
 
 SHORT = ("--max_draft", 3)
 """Every width of a step is a program of its own to compile; these are four instead of seven."""
+REPORTED = ("--max_new_tokens", 40, *SHORT)
+"""The programs of `report`, which are compiled once for all tests that run them."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,7 +67,7 @@ def prompts(tmp_path_factory):
 
 def compare(prompts, *options):
     """The report of --compare."""
-    command = ["--compare", "--prompts", prompts, "--max_new_tokens", 40, *SHORT, *options]
+    command = ["--compare", "--prompts", prompts, *REPORTED, *options]
     return run_sa_spec.run(run_sa_spec.parse_args(list(map(str, command))))
 
 
@@ -88,7 +90,7 @@ def test_four_ways_of_drafting_write_the_same_in_fewer_steps(report):
 
 def test_measured_costs_change_no_text(monkeypatch, report, prompts):
     monkeypatch.setattr(decoder, "measure_costs", calibration.measure_costs)
-    options = ["--compare", "--prompts", prompts, "--max_new_tokens", 40, *SHORT]
+    options = ["--compare", "--prompts", prompts, *REPORTED]
     loaded = engine.Engine(run_sa_spec.parse_args(list(map(str, options))))
     measured = comparison.measure(loaded, [engine.Mode(True, 0)])
     (costs,) = loaded._costs.values()
@@ -198,8 +200,8 @@ def test_an_option_without_effect_says_so(capsys, options, note):
 
 
 def test_use_sa_spec_is_part_of_a_comparison(capsys, prompts):
-    options = ("--compare", "--use_sa_spec", "--json", "--prompts", prompts, *SHORT)
-    assert run_sa_spec.main([*map(str, options), "--max_new_tokens", "4"]) == 0
+    options = ("--compare", "--use_sa_spec", "--json", "--prompts", prompts, *REPORTED)
+    assert run_sa_spec.main([*map(str, options), "--num_nextn_predict_layers", "0"]) == 0
     assert "--use_sa_spec: no effect with --compare" in capsys.readouterr().err
 
 
@@ -236,7 +238,7 @@ def test_a_threshold_that_nothing_reaches_gives_the_neural_drafts(capsys, prompt
 
 
 def test_json_of_one_mode(capsys):
-    text = run(capsys, "--prompt", TEXTS["phrase"], "--max_new_tokens", 12, "--json")
+    text = run(capsys, "--prompt", TEXTS["phrase"], "--json", *REPORTED)
     report = json.loads(text)
     assert list(report["modes"]) == ["MTP"] and report["modes"]["MTP"]["identical"] is None
     (entry,) = report["written"]
@@ -260,8 +262,9 @@ def test_devices_that_share_the_model_write_the_same(capsys, prompts, devices):
 
 def test_sampling(capsys, prompts):
     options = ("--use_sa_spec", "--temperature", 0.8, "--seed")
-    assert written(capsys, prompts, *options, 1) == written(capsys, prompts, *options, 1)
-    assert written(capsys, prompts, *options, 1) != written(capsys, prompts, *options, 2)
+    text = written(capsys, prompts, *options, 1)
+    assert text == written(capsys, prompts, *options, 1)
+    assert text != written(capsys, prompts, *options, 2)
 
 
 @pytest.mark.slow
@@ -274,8 +277,8 @@ def test_sampled_texts_are_not_compared(prompts):
 
 def test_a_close_call_is_told_from_a_fault(capsys, prompts):
     """Where two texts part, the report says by how much the model preferred its own token."""
-    args = run_sa_spec.parse_args(["--prompts", str(prompts), "--max_new_tokens", "8"])
-    loaded = engine.Engine(args)
+    options = ["--prompts", prompts, *REPORTED]
+    loaded = engine.Engine(run_sa_spec.parse_args(list(map(str, options))))
     plain, _ = loaded.generate(engine.Mode(False, 0), loaded.texts[:1])
     other = [engine.Result((*plain[0].tokens[:3], 17), 4, 0, 0)]
     loaded.texts = loaded.texts[:1]
@@ -390,7 +393,7 @@ def test_a_checkpoint_without_mtp_module(capsys, tmp_path, prompts):
     options = ["--model", str(directory), "--prompts", str(prompts)]
     assert run_sa_spec.main([*options, "--num_nextn_predict_layers", "1"]) == 2
     assert "the checkpoint has no MTP module" in capsys.readouterr().err
-    short = ("--json", "--max_new_tokens", "8", *map(str, SHORT))
+    short = ("--json", *map(str, REPORTED))
     for given in ([], ["--num_nextn_predict_layers", "2"]):
         assert run_sa_spec.main([*options, "--compare", *short, *given]) == 0
         captured = capsys.readouterr()
@@ -472,7 +475,7 @@ def test_help(capsys, monkeypatch, script):
 
 
 def test_a_pool_that_holds_the_answer(tmp_path, capsys):
-    options = ["--prompt", TEXTS["code"], "--max_new_tokens", "40", "--json", "--use_sa_spec"]
+    options = ["--prompt", TEXTS["code"], *map(str, REPORTED), "--json", "--use_sa_spec"]
     options += ["--num_nextn_predict_layers", "0"]
     assert run_sa_spec.main(options) == 0
     alone = json.loads(capsys.readouterr().out)
