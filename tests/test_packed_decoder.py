@@ -20,6 +20,9 @@ STOP = 4
 DECODER = jax_sa.PackedDecoder(packed_model.model, stop_tokens=(STOP,), budget=40)
 WIDTHS = DECODER.widths(3)
 FORCED = jnp.ones(len(WIDTHS), jnp.float32)  # costs at which every draft is worth verifying
+# What has a program of its own, and does not look at its blocks, has few.
+SMALL = dataclasses.replace(DECODER, budget=9)
+SMALL_FORCED = jnp.ones(len(SMALL.widths(3)), jnp.float32)
 PROMPTS, LENGTHS = packed_model.make_prompts(N, P)
 ALL = jnp.full(N, G, jnp.int32)
 LIMITS = jnp.asarray([G, 1, 5, 0, G, G, 7, G, 3, G, G], jnp.int32)
@@ -93,16 +96,16 @@ def test_prompts_that_begin_together(monkeypatch, kind):
         buffers = {"cache": make_cache(kind, 4), "state": jax_sa.init(4, CAPACITY)}
         return decode(decoder, rows=4, limits=limits, **buffers)
 
-    at_once = run(DECODER)
+    at_once = run(SMALL)
     monkeypatch.setattr(packed_queue, "REFILL_SHARE", 2)
-    decoder = dataclasses.replace(DECODER, model=lambda *arguments: packed_model.model(*arguments))
+    decoder = dataclasses.replace(SMALL, model=lambda *arguments: packed_model.model(*arguments))
     done = run(decoder)  # which is traced anew
     assert_plain(done, limits)
     assert done.calls != at_once.calls
 
 
 def test_fewer_prompts_than_rows():
-    limits = jnp.where(jnp.arange(N) < 2, G, 0)
+    limits = jnp.where(jnp.arange(N) < 2, ALL, 0)
     arguments = {"cache": make_cache("pages", 8), "state": jax_sa.init(8, CAPACITY)}
     assert_plain(decode(rows=8, limits=limits, **arguments), limits)
 
@@ -144,7 +147,7 @@ def test_numpys_arrays_are_jaxs():
 
 
 def test_logits_of_the_places_that_are_read():
-    assert_plain(decode(dataclasses.replace(DECODER, model=packed_model.lazy_model)))
+    assert_plain(decode(dataclasses.replace(SMALL, model=packed_model.lazy_model)))
 
 
 @pytest.mark.parametrize(("backend", "widths"), [("cpu", (3, 4, 9, 18, 39, 40)), ("gpu", (3, 40))])
@@ -246,7 +249,7 @@ def test_drafts_save_calls():
         return jax.nn.one_hot(repeat[0, tokens], VOCABULARY), cache
 
     prompts = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32) % VOCABULARY, (4, P))
-    decoder = jax_sa.PackedDecoder(model, budget=64)
+    decoder = jax_sa.PackedDecoder(model, budget=18)
     arguments = {"prompts": prompts, "prompt_lengths": jnp.full(4, P, jnp.int32)}
     plain = decode(decoder, **arguments, state=None)
     costs = jnp.ones(len(decoder.widths(3)), jnp.float32)
@@ -257,7 +260,7 @@ def test_drafts_save_calls():
 
 def test_a_state_without_room_is_an_error():
     need = int((LENGTHS + LIMITS).max())
-    assert_plain(decode(state=jax_sa.init(3, need), limits=LIMITS), LIMITS)
+    assert_plain(decode(SMALL, state=jax_sa.init(3, need), limits=LIMITS), LIMITS)
     message = f"state: expected a max_seq_len of at least {need}, .* got {need - 1}"
     with pytest.raises(ValueError, match=message):
         decode(state=jax_sa.init(3, need - 1), limits=LIMITS)
@@ -341,7 +344,7 @@ def test_sampled_answers_have_the_models_distribution():
     columns = list(zip(*kinds, strict=True))
     dtypes = (jnp.float32, jnp.int32, jnp.float32)
     options = [jnp.asarray(c, t)[kind] for c, t in zip(columns, dtypes, strict=True)]
-    decoder = jax_sa.PackedDecoder(chain, max_draft=4, budget=4 * rows)
+    decoder = jax_sa.PackedDecoder(chain, max_draft=4, budget=2 * rows)
     done = decoder.generate(
         logits,
         jnp.tile(jnp.asarray([[0, 1, 2, 0, 1, 0]], jnp.int32), (count, 1)),
@@ -386,13 +389,13 @@ def test_calibration_measures_every_width():
 
 
 def test_calibration_for_a_pool_compiles_what_runs_and_leaves_the_pool():
-    pool = decode(pool=jax_sa.init_pool(1024), costs=FORCED).pool
+    pool = decode(SMALL, pool=jax_sa.init_pool(1024), costs=SMALL_FORCED).pool
     before = jax.tree.map(np.array, pool)
-    measured = calibrate(pool=pool)
+    measured = calibrate(SMALL, pool=pool)
     jax.tree.map(np.testing.assert_array_equal, pool, before)
     programs = jax_sa.PackedDecoder._run._cache_size()
     buffers = {"cache": measured.cache, "state": measured.state, "pool": pool}
-    assert_plain(decode(costs=measured.costs, **buffers))
+    assert_plain(decode(SMALL, costs=measured.costs, **buffers))
     assert jax_sa.PackedDecoder._run._cache_size() == programs
 
 
@@ -500,10 +503,10 @@ def assert_texts_in_pool(pool, group, expected):
 
 @pytest.mark.parametrize("inserts", ["text", "response", "nothing"])
 def test_texts_that_end_go_into_the_pool(inserts):
-    decoder = dataclasses.replace(DECODER, inserts=inserts)
+    decoder = dataclasses.replace(SMALL, inserts=inserts)
     groups = jnp.asarray([i % 3 - 1 for i in range(N)], jnp.int32)
     pool = jax_sa.init_pool(1024, num_groups=2)
-    done = decode(decoder, pool=pool, groups=groups, limits=LIMITS, costs=FORCED)
+    done = decode(decoder, pool=pool, groups=groups, limits=LIMITS, costs=SMALL_FORCED)
     assert_plain(done, LIMITS)
     prompts = [row[:length] for row, length in zip(PROMPTS.tolist(), LENGTHS, strict=True)]
     for group in range(2):
@@ -513,23 +516,24 @@ def test_texts_that_end_go_into_the_pool(inserts):
 
 
 def test_prompts_that_come_again_take_fewer_steps():
-    first = decode(pool=jax_sa.init_pool(1024), costs=FORCED)
-    again = decode(pool=first.pool, costs=FORCED)
+    first = decode(SMALL, pool=jax_sa.init_pool(1024), costs=SMALL_FORCED)
+    again = decode(SMALL, pool=first.pool, costs=SMALL_FORCED)
     assert_plain(again)
     assert 3 * int(again.steps.sum()) < 2 * int(first.steps.sum())
-    apart = decode(pool=again.pool, groups=jnp.full(N, -1, jnp.int32), costs=FORCED)
+    groups = jnp.full(N, -1, jnp.int32)
+    apart = decode(SMALL, pool=again.pool, groups=groups, costs=SMALL_FORCED)
     assert apart.steps.sum() > again.steps.sum()
 
 
 def test_steps_with_a_pool():
     """Requests one by one, each in its group; a released one stays out of the pool."""
-    costs = jnp.ones(len(DECODER.widths(2)), jnp.float32)
+    costs = jnp.ones(len(SMALL.widths(2)), jnp.float32)
     pool = jax_sa.init_pool(256, num_groups=2)
-    rows = DECODER.init(
+    rows = SMALL.init(
         make_cache("rows", 2), rows=2, max_prompt=P, state=jax_sa.init(2, CAPACITY), pool=pool
     )
     for first, groups in ((0, [0, 1]), (2, None)):
-        rows, began = DECODER.admit(
+        rows, began = SMALL.admit(
             rows,
             PROMPTS[first : first + 2],
             LENGTHS[first : first + 2],
@@ -538,8 +542,8 @@ def test_steps_with_a_pool():
         )
         assert began.all()
         while not rows.idle[0]:
-            rows, _ = DECODER.step(PARAMS, rows, costs)
-        rows = DECODER.release(rows, ~rows.idle)
+            rows, _ = SMALL.step(PARAMS, rows, costs)
+        rows = SMALL.release(rows, ~rows.idle)
     greedy = all_greedy(PROMPTS, LENGTHS, jnp.full(N, 4, jnp.int32), (STOP,))
     texts = [PROMPTS[i, : LENGTHS[i]].tolist() + greedy[i] for i in (0, 2)]
     assert_texts_in_pool(rows.pool, 0, texts)

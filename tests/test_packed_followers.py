@@ -13,11 +13,15 @@ import pytest
 import test_gpu_program
 import tree_reference
 from test_packed_decoder import CAPACITY, LIMITS, PARAMS, G, N, P, assert_plain, decode, make_cache
-from test_tree_packed_decoder import FORCED, ROWS, TREES, writing_model
+from test_tree_packed_decoder import ROWS, TREES, writing_model
 from toy_model import VOCABULARY
 
 import jax_sa
 from jax_sa._branches import BRANCHES_COPY
+
+# Few blocks, each of which takes time to compile.
+SMALL = dataclasses.replace(TREES, budget=9)
+FORCED = jnp.ones(len(SMALL.widths(3)), jnp.float32)
 
 
 def unknown(num_groups=1):
@@ -38,12 +42,14 @@ def test_answers_are_those_of_plain_decoding(rows, cache, model):
 
     def run(**options):
         buffers = {"cache": make_cache(cache, rows), "state": jax_sa.init(rows, CAPACITY)}
+        options = {"groups": jnp.zeros(N, jnp.int32)} | options
         done = decode(decoder, **arguments, **buffers, **options)
         assert_plain(done, LIMITS)
         return done
 
     costs = jnp.ones(len(decoder.widths(rows)), jnp.float32)
-    without = run(costs=costs)
+    no_group = jnp.full(N, -1, jnp.int32)
+    without = run(costs=costs, followers=unknown(), groups=no_group)
     first = run(costs=costs, followers=unknown())
     assert int(first.steps.sum()) < int(without.steps.sum())
     again = run(costs=costs, followers=first.followers)
@@ -53,10 +59,12 @@ def test_answers_are_those_of_plain_decoding(rows, cache, model):
 
 def test_what_is_known_then():
     """Of each token that was read last in plain decoding, what the model said there."""
-    costs = jnp.asarray([1.0, *[jnp.inf] * (len(FORCED) - 1)], jnp.float32)
     one = {"prompts": jnp.asarray([[2, 5, 1]], jnp.int32), "prompt_lengths": jnp.asarray([3])}
     limits = jnp.asarray([G], jnp.int32)
-    decoder = dataclasses.replace(TREES, model=packed_model.lazy_model)  # nothing of the prompt
+    # Nothing of the prompt.
+    decoder = dataclasses.replace(TREES, model=packed_model.lazy_model, budget=4)
+    assert decoder.widths(3) == (3, 4)
+    costs = jnp.asarray([1.0, jnp.inf], jnp.float32)
     done = decode(decoder, **one, limits=limits, costs=costs, followers=unknown())
     (answer,) = packed_model.answers(done)
     # A block's first token stands in for places that are not read; the last time counts.
@@ -73,11 +81,11 @@ def test_what_is_known_then():
 def test_groups_keep_to_themselves():
     groups = jnp.arange(N, dtype=jnp.int32) % 3 - 1  # none, the first, the second
     followers = jax_sa.Followers(unknown(3).tokens.at[2].set(0))
-    done = decode(TREES, limits=LIMITS, costs=FORCED, followers=followers, groups=groups)
+    done = decode(SMALL, limits=LIMITS, costs=FORCED, followers=followers, groups=groups)
     assert_plain(done, LIMITS)
     assert (done.followers.tokens[:2] >= 0).any(axis=(1, 2)).all()
     assert not done.followers.tokens[2].any()
-    only = decode(TREES, limits=LIMITS, followers=unknown(2), groups=jnp.full(N, -1, jnp.int32))
+    only = decode(SMALL, limits=LIMITS, followers=unknown(3), groups=jnp.full(N, -1, jnp.int32))
     assert (only.followers.tokens == -1).all()
 
 
@@ -85,31 +93,31 @@ def test_groups_keep_to_themselves():
 def test_with_a_pool():
     buffers = {"pool": jax_sa.init_pool(2048, num_groups=2), "followers": unknown(2)}
     groups = jnp.arange(N, dtype=jnp.int32) % 2
-    once = decode(TREES, costs=FORCED, groups=groups, **buffers)
+    once = decode(SMALL, costs=FORCED, groups=groups, **buffers)
     assert_plain(once)
     buffers = {"pool": once.pool, "followers": once.followers}
-    assert_plain(decode(TREES, costs=FORCED, groups=groups, **buffers))
+    assert_plain(decode(SMALL, costs=FORCED, groups=groups, **buffers))
 
 
 @pytest.mark.slow
 def test_sampled_answers_of_temperature_zero_are_greedy():
     sampling = jax_sa.Sampling(jax.random.key(0), temperature=0.0)
-    assert_plain(decode(TREES, sampling=sampling, costs=FORCED, followers=unknown()))
+    assert_plain(decode(SMALL, sampling=sampling, costs=FORCED, followers=unknown()))
 
 
 def test_step_by_step():
     """Requests of two groups, admitted one after the other."""
     state, cache = jax_sa.init(3, CAPACITY), make_cache("pages", 3)
-    rows = TREES.init(cache, rows=3, max_prompt=P, state=state, followers=unknown(2))
+    rows = SMALL.init(cache, rows=3, max_prompt=P, state=state, followers=unknown(2))
     prompts, lengths = packed_model.make_prompts(3, P, seed=2)
     limits = jnp.full(3, G, jnp.int32)
-    rows, _ = TREES.admit(rows, prompts, lengths, limits, groups=jnp.asarray([1, 1, -1], jnp.int32))
+    rows, _ = SMALL.admit(rows, prompts, lengths, limits, groups=jnp.asarray([1, 1, -1], jnp.int32))
     texts = [[], [], []]
     while not rows.idle.all():
-        rows, step = TREES.step(PARAMS, rows, FORCED)
+        rows, step = SMALL.step(PARAMS, rows, FORCED)
         for row, text in enumerate(texts):
             text.extend(step.tokens[row, : step.length[row]].tolist())
-    assert texts == packed_model.all_greedy(prompts, lengths, limits, TREES.stop_tokens)
+    assert texts == packed_model.all_greedy(prompts, lengths, limits, SMALL.stop_tokens)
     known = np.asarray(rows.followers.tokens)
     assert (known[0] == -1).all() and (known[1] >= 0).any()
 
@@ -117,7 +125,7 @@ def test_step_by_step():
 def test_calibration_leaves_them_as_they_are():
     followers = jax_sa.Followers(unknown().tokens.at[0, 3, 0].set(1))
     prompts, lengths = packed_model.make_prompts(N, P)
-    measured = TREES.calibrate(
+    measured = SMALL.calibrate(
         *(PARAMS, prompts, lengths, make_cache("pages", 3)),
         rows=3,
         max_new_tokens=G,
@@ -198,13 +206,14 @@ def test_inside_shard_map():
     """Each shard has followers of its own."""
     mesh = jax.sharding.Mesh(np.asarray(jax.local_devices(backend="cpu")[:2]), ("data",))
     spec = jax.sharding.PartitionSpec("data")
+    decoder = dataclasses.replace(TREES, budget=6)
 
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec)
     def program(prompts, lengths, tokens):
         options = {"rows": 2, "max_new_tokens": G, "state": jax_sa.init(2, CAPACITY)}
         cache, followers = packed_model.row_cache(2, CAPACITY), jax_sa.Followers(tokens)
-        done = TREES.generate(PARAMS, prompts, lengths, cache, followers=followers, **options)
+        done = decoder.generate(PARAMS, prompts, lengths, cache, followers=followers, **options)
         return done.tokens, done.followers.tokens
 
     prompts, lengths = packed_model.make_prompts(8, P)
