@@ -1,6 +1,7 @@
 """Each clause of the model contract has a probe, which fails on the model that breaks it alone."""
 
 import dataclasses
+import functools
 
 import attention_model
 import jax
@@ -23,6 +24,7 @@ def exact():
         yield
 
 
+@functools.cache
 def check(fault, init_cache=attention_model.init_cache, **options):
     model = attention_model.make(fault)
     return jax_sa.check_model(model, PARAMS, init_cache, capacity=CAPACITY, **options)

@@ -58,7 +58,8 @@ def test_exactly_prompt_and_new_tokens_are_room_enough(new, sampled):
         max_new_tokens=new,
         limits=limits,
         state=jax_sa.init(4, 64),
-        costs=jnp.ones(6),
+        draft_widths=(2, 16),
+        costs=jnp.ones(3),
         sampling=sampling,
     )
     assert_greedy(drafted, prompts, lengths, limits.tolist())
@@ -77,7 +78,7 @@ def test_the_length_that_a_model_returns_does_not_count():
     prompts, lengths = random_prompts(5, [9, 14])
     cache, state = toy_model.init_cache(2, 64), jax_sa.init(2, 64)
     done = jax_sa.generate(
-        advancing, PARAMS, prompts, lengths, cache, max_new_tokens=30, state=state
+        advancing, PARAMS, prompts, lengths, cache, max_new_tokens=30, state=state, max_draft=2
     )
     assert_greedy(done, prompts, lengths, [30, 30])
 
@@ -116,10 +117,10 @@ def test_caches_that_come_back_as_others():
 
 def test_what_was_donated_is_gone():
     cache = toy_model.init_cache(2, 32)
-    done = run(cache=cache)
+    done = run(cache=cache, max_draft=1)
     with pytest.raises(ValueError, match=r"cache: cache\.\w+ was donated to an earlier call"):
-        run(cache=cache)
-    decoder = jax_sa.Decoder(toy_model.model)
+        run(cache=cache, max_draft=1)
+    decoder = jax_sa.Decoder(toy_model.model, max_draft=1)
     decoder.step(PARAMS, done)
     with pytest.raises(ValueError, match=r"generation: generation\.\w+ was donated"):
         decoder.step(PARAMS, done)
@@ -185,9 +186,10 @@ def test_models_made_of_a_forward_function(kind):
             model.init_cache(3, 16 + 40),
             max_new_tokens=40,
             state=state,
+            max_draft=2,
             costs=costs,
         )
-        for state, costs in ((None, None), (jax_sa.init(3, 64), jnp.ones(6)))
+        for state, costs in ((None, None), (jax_sa.init(3, 64), jnp.ones(3)))
     )
     assert drafted.to_lists() == plain.to_lists()
     assert int(plain.calls) == 40 and int(drafted.calls) < 40
@@ -299,7 +301,7 @@ def plain_without_repeats(prompt, count):
 def test_logits_that_are_adjusted(sampled):
     prompts, lengths = random_prompts(8, [20, 9, 14])
     sampling = jax_sa.Sampling(jax.random.key(0), temperature=0.0) if sampled else None
-    options = {"sampling": sampling, "costs": jnp.ones(6)}
+    options = {"sampling": sampling, "max_draft": 3, "costs": jnp.ones(4)}
 
     def generate(logits_fn, count, state):
         return jax_sa.generate(

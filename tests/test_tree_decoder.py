@@ -17,6 +17,12 @@ import jax_sa
 PARAMS = jnp.asarray(toy_model.TABLE)
 
 
+def make_decoder(nodes, model=toy_model.tree_model, **options):
+    """Of few widths, each of which takes time to compile."""
+    widths = tuple({min(nodes, 2), nodes})
+    return jax_sa.Decoder(model, tree_nodes=nodes, draft_widths=widths, **options)
+
+
 def generate(
     prompts,
     lengths,
@@ -36,8 +42,7 @@ def generate(
         for name in ("stop_tokens", "drafter", "follow_neural")
         if name in options
     }
-    decoder = jax_sa.Decoder(model, tree_nodes=nodes, **decoder_options)
-    return decoder.generate(
+    return make_decoder(nodes, model, **decoder_options).generate(
         PARAMS,
         prompts,
         lengths,
@@ -51,7 +56,7 @@ def generate(
 
 def free(nodes):
     """Costs that make every node worth verifying."""
-    return jnp.ones(len(jax_sa.Decoder(toy_model.tree_model, tree_nodes=nodes).widths()))
+    return jnp.ones(len(make_decoder(nodes).widths()))
 
 
 @pytest.mark.parametrize(
@@ -89,8 +94,9 @@ def test_trees_save_steps_that_chains_do_not():
         toy_model.init_cache(4, 256),
         max_new_tokens=200,
         state=jax_sa.init(4, 256),
+        draft_widths=(2, 8),
         max_draft=8,
-        costs=jnp.ones(5),
+        costs=jnp.ones(3),
     )
     assert int(tree.steps.sum()) < int(chain.steps.sum())
 
