@@ -82,7 +82,7 @@ def test_the_toy_model_passes():
 
 
 def test_the_table_fits_a_terminal():
-    text = str(check("rows"))
+    text = str(check("rows", attention_model.init_cache))
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "rows    broken       each row has its own position" in text
 

@@ -11,6 +11,9 @@ pytest.importorskip(
 
 import continuous_batching as example
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+SHORT = ("--max-new-tokens", 24)
+
 
 def run(capsys, *options):
     status = example.main([*map(str, options)])
@@ -27,7 +30,7 @@ def run(capsys, *options):
     ids=["default", "one-row", "a-row-each"],
 )
 def test_answers_are_those_of_plain_decoding(capsys, options):
-    status, out, err = run(capsys, "--json", "--max-new-tokens", 24, *options)
+    status, out, err = run(capsys, "--json", *SHORT, *options)
     report = json.loads(out)
     assert status == 0 and report["wrong"] == []
     assert [row["request"] for row in report["requests"]] == [a[1] for a in example.ARRIVALS]
@@ -37,14 +40,14 @@ def test_answers_are_those_of_plain_decoding(capsys, options):
 
 
 def test_the_table(capsys):
-    status, out, _ = run(capsys, "--max-new-tokens", 8)
+    status, out, _ = run(capsys, *SHORT)
     assert status == 0
     assert "waits" in out and out.rstrip().endswith("steps in all")
 
 
 def test_a_wrong_answer_is_one_line_and_status_1(capsys, monkeypatch):
     monkeypatch.setattr(example, "plain_answers", lambda *_: [[]] * len(example.ARRIVALS))
-    status, _, err = run(capsys, "--max-new-tokens", 8)
+    status, _, err = run(capsys, *SHORT)
     assert status == 1
     assert err.startswith("error: not what plain decoding writes: rename, prose")
 

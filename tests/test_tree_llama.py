@@ -62,6 +62,7 @@ def test_generation_with_trees_equals_plain_decoding(loaded, mtp_tokens):
     decoder = jax_sa.Decoder(
         functools.partial(model.apply, settings),
         tree_nodes=NODES,
+        draft_widths=(2, NODES),
         drafter=drafter.mtp_drafter(settings, mtp_tokens) if mtp_tokens else None,
     )
     done = decoder.generate(
@@ -84,7 +85,7 @@ def test_packed_generation_with_trees_equals_plain_decoding(loaded):
     lengths = np.array([30, 11, 17], np.int32)
     prompts = np.concatenate([families.TOKENS[:, :30], families.TOKENS[:1, 5:35]])
     decoder = jax_sa.PackedDecoder(
-        functools.partial(paged.apply_packed, settings), budget=32, tree_nodes=NODES
+        functools.partial(paged.apply_packed, settings), budget=12, tree_nodes=NODES
     )
     cache = paged.init_packed_cache(settings, ROWS, 2 * 7, 16, TEXT, jnp.float32)
     done = decoder.generate(
