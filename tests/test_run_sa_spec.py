@@ -163,7 +163,7 @@ def summary(capsys, *options):
         ([], "MTP"),
         (["--use_sa_spec", "--max_draft", "3"], "SA+MTP"),
         (["--num_nextn_predict_layers", "0"], "none"),
-        (["--use_sa_spec", "--max_draft", "3", "--num_nextn_predict_layers", "0"], "SA"),
+        (["--use_sa_spec", "--num_nextn_predict_layers", "0"], "SA"),
     ],
 )
 def test_drafts_come_from_what_the_checkpoint_holds(capsys, options, name):
