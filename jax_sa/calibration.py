@@ -16,12 +16,13 @@ CALIBRATION_TOKENS = 8
 MAX_SLICE = 64
 """Steps that are timed together at most."""
 
-SLICE_SECONDS = 0.05
+SLICE_SECONDS = 0.1
 """A slice of more than one step takes no longer."""
 
 SHORT = 4
-"""Beside each slice one of so many times fewer steps is timed: what both take besides their steps
-is the same."""
+"""Beside each slice one of so many times fewer steps is timed, but of one at least where there are
+several: what both take besides their steps is the same. On a CPU, a call's first step may take
+half as long again as the next."""
 
 SECONDS = 1.0
 """Slices of all widths are timed, one of each in a round, until all rounds take about so long."""
@@ -52,15 +53,15 @@ class _Stopwatch:
         self.restart, self.advance = restart, advance
         self.work = restart(None)
 
-    def time(self, costs: jax.Array, steps: int) -> tuple[float, int]:
+    def time(self, costs: jax.Array, steps: int, *, again: bool = False) -> tuple[float, int]:
         """The seconds of a slice, and its steps: fewer only where all of the work has fewer.
 
-        Before a slice of several steps there is one that is not counted: where a GPU finds the
-        buffers of a graph elsewhere than in its last run, it has to tell each kernel so, which
-        takes longer than some steps. ValueError if the work has no step.
+        With `again`, a step that is not counted comes before: where a GPU finds the buffers of a
+        graph elsewhere than in its last run, it has to tell each kernel so, which takes longer than
+        some steps. ValueError if the work has no step.
         """
         for _ in range(2):
-            if steps > 1:
+            if again:
                 self._advance(costs, 1)
             taken, done = self._advance(costs, steps)
             if done == steps:
@@ -105,18 +106,21 @@ def measure_costs(
     ]
     watch = _Stopwatch(restart, advance)
     rough = _warm_up(watch, forced)
-    steps = int(np.clip(SLICE_SECONDS / np.max(rough), 1, MAX_SLICE))
+    steps = np.clip(SLICE_SECONDS / rough, 1, MAX_SLICE).astype(int)
     while True:
-        sizes = steps // SHORT, steps
-        rounds = int(np.clip(SECONDS / (sum(sizes) * np.sum(rough)), *ROUNDS))
+        short = np.where(steps > 1, np.maximum(steps // SHORT, 1), 0)
+        sizes = np.stack([short, steps], axis=1)
+        rounds = int(np.clip(SECONDS / np.sum(sizes * rough[:, None]), *ROUNDS))
         seconds, done = _time_rounds(watch, forced, sizes, rounds, on_progress)
-        if done == steps:
+        if done is None:
             break
-        steps = min(done, steps // 2)  # at most half, so that this does not go on for long
-    short, long = np.min(seconds, axis=0).T
-    more = steps - steps // SHORT
+        # At most half, so that this does not go on for long.
+        steps = np.minimum(steps, min(done, np.max(steps) // 2))
+    of_short, of_long = np.min(seconds, axis=0).T
+    more = steps - short
     # At least half, because clocks are not exact, and a step never costs nothing.
-    return _smooth(np.maximum(long - short, long * more / steps / 2) / more), watch.work
+    least = of_long * more / steps / 2
+    return _smooth(np.maximum(of_long - of_short, least) / more), watch.work
 
 
 def measure_more(run: Callable[[Any, bool], Any], work: Any) -> tuple[float, Any]:
@@ -145,27 +149,28 @@ def _warm_up(watch: _Stopwatch, forced: list[jax.Array]) -> np.ndarray:
 def _time_rounds(
     watch: _Stopwatch,
     forced: list[jax.Array],
-    sizes: tuple[int, int],
+    sizes: np.ndarray,
     rounds: int,
     on_progress: Callable[[int, int], None],
-) -> tuple[np.ndarray, int]:
-    """float[R, W, 2] the seconds of a slice of each of two numbers of steps, of each width.
+) -> tuple[np.ndarray, int | None]:
+    """float[R, W, 2] the seconds of slices of int[W, 2] `sizes`, two for each width.
 
     Round by round, so that a while in which the machine is slow does not hit one width alone.
 
     Returns:
-      The seconds, and the steps of all longer slices; of the first one that has fewer, if any has.
+      The seconds, and None; or, as soon as a slice had fewer steps than asked for, how many it had.
     """
-    seconds = np.empty((rounds, len(forced), 2))
+    seconds = np.empty((rounds, *sizes.shape))
     for number in range(rounds):
         for width, costs in enumerate(forced):
-            for size, steps in enumerate(sizes):
-                seconds[number, width, size], done = watch.time(costs, steps)
+            for size, steps in enumerate(sizes[width].tolist()):
+                again = sizes[width, 1] > 1  # a step that takes long is not done once more
+                seconds[number, width, size], done = watch.time(costs, steps, again=again)
                 if done < steps:
                     return seconds, done
             if number == rounds - 1:
                 on_progress(width + 1, len(forced))
-    return seconds, sizes[-1]
+    return seconds, None
 
 
 def _smooth(seconds: np.ndarray) -> jax.Array:

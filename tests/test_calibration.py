@@ -61,6 +61,14 @@ def test_a_call_without_a_step_misjudges_all_widths_alike(monkeypatch, idle):
     assert (costs / costs[0]).tolist() == pytest.approx([1.0, 1.1, 1.2], abs=0.05)
 
 
+@pytest.mark.parametrize("widest", [20e-3, 40e-3])
+def test_the_first_step_of_a_call_does_not_count_for_more(monkeypatch, widest):
+    """As on a CPU. It is in longer slices and in shorter ones, however slow the widest step is."""
+    seconds = [4e-3, 6e-3, widest]
+    work = Work(monkeypatch, [200, 100, 60], seconds, call=2.5e-3, idle=-2.5e-3)
+    assert work.measure().tolist() == pytest.approx(seconds, rel=1e-3)
+
+
 @pytest.mark.parametrize("tokens", [150, 200, 250, 300], ids=str)
 def test_a_slow_step_after_each_restart_is_not_taken_for_a_width(monkeypatch, tokens):
     """The wider, the sooner the text ends: each width would be the one after a restart for long."""
