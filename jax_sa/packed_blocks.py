@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import jax
 
-WIDTHS = (1.5, 3.0, 6.0, 13.0, 33.0)
-"""Tokens a row, on average, of steps with drafts that read no prompt, about. More won nothing on
-recorded texts."""
+WIDTHS = (2, 4, 8, 16, 33)
+"""Tokens a row, on average, of steps with drafts that read no prompt. More won nothing on recorded
+texts."""
 
 MAX_DRAFTED = 512
 """Drafted tokens that any of these steps verifies at most."""
@@ -56,7 +56,7 @@ def step_widths(rows: int, drafted: int, budget: int) -> tuple[int, ...]:
       budget: places of a block, at least B.
     """
     most = min(rows * (1 + drafted), rows + MAX_DRAFTED, budget)
-    wider = {min(_fill(int(rows * factor)), most) for factor in WIDTHS}
+    wider = {min(_fill(rows * factor), most) for factor in WIDTHS}
     return rows, *_worthwhile(sorted(wider - {rows}), lambda width: width)
 
 

@@ -150,7 +150,7 @@ def test_logits_of_the_places_that_are_read():
     assert_plain(decode(dataclasses.replace(SMALL, model=packed_model.lazy_model)))
 
 
-@pytest.mark.parametrize(("backend", "widths"), [("cpu", (3, 4, 9, 18, 39, 40)), ("gpu", (3, 40))])
+@pytest.mark.parametrize(("backend", "widths"), [("cpu", (3, 6, 12, 24, 40)), ("gpu", (3, 40))])
 def test_widths(monkeypatch, backend, widths):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert DECODER.widths(3) == widths
