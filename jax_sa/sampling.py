@@ -174,3 +174,17 @@ def _smallest_kept(logits: jax.Array, uncut: Distribution, sampling: Sampling) -
         kept &= (before < top_p) | (top_p >= 1.0)
     kept |= rank == 0
     return jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1)
+
+
+def draw(key: jax.Array, rows: int, chances: int, vocabulary: int) -> tuple[jax.Array, jax.Array]:
+    """A step's random numbers, all by one draw: for each, XLA compiles hundreds of operations.
+
+    Returns:
+      float32[B, chances] in [0, 1), and float32[B, V] with the standard Gumbel distribution. The
+      token where a score and such a number sum up to the most is drawn from the softmax of the
+      scores (Gumbel 1954; Maddison et al. 2014).
+    """
+    uniform = jax.random.uniform(key, (rows, vocabulary + chances), jnp.float32)
+    of_tokens, of_drafts = jnp.split(uniform, [vocabulary], axis=1)
+    above_0 = jnp.maximum(of_tokens, jnp.finfo(jnp.float32).tiny)
+    return of_drafts, -jnp.log(-jnp.log(above_0))

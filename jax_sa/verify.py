@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax_sa._checks import check_array, check_int
 from jax_sa._explicit import follow_rows
 from jax_sa.automaton import DRAFT_FILL, Draft, Source
-from jax_sa.sampling import Sampling, check_sampling, distribution, repeat, spread
+from jax_sa.sampling import Sampling, check_sampling, distribution, draw, repeat, spread
 
 
 @jax.tree_util.register_dataclass
@@ -104,13 +104,12 @@ def accept_sampled(
     num_places, vocabulary = logits.shape
     place = places(first, max_draft, num_places)
     target = distribution(logits, of_places)
-    confirm_key, draw_key = jax.random.split(key)
+    chance, noise = draw(key, rows, max_draft, vocabulary)
 
     known = (draft.tokens >= 0) & (draft.tokens < vocabulary)
     token = jnp.clip(draft.tokens, 0, vocabulary - 1)
     judge = place[:, :-1]
     probability = target.at(judge).probability(logits[judge, token], token)
-    chance = jax.random.uniform(confirm_key, (rows, max_draft), jnp.float32)
     length = _prefix_length(_drafted(draft) & known & (chance < probability), start=1)
 
     # The model's own token comes where a token was refused, or after the draft, where none was.
@@ -123,7 +122,7 @@ def accept_sampled(
         here = jnp.take_along_axis(place, last, axis=1)[:, 0]
         target, logits = target.at(here), logits[here]
     scores = target.scores(logits)
-    own = jax.random.categorical(draw_key, _without(scores, refused)).astype(jnp.int32)
+    own = jnp.argmax(_without(scores, refused) + noise, axis=-1).astype(jnp.int32)
     tokens = jnp.where(position == last, own[:, None], tokens)
     return Accepted(tokens=jnp.where(position < length[:, None], tokens, DRAFT_FILL), length=length)
 

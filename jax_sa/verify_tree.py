@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax_sa._explicit import follow_rows
 from jax_sa.automaton import DRAFT_FILL
 from jax_sa.draft_tree import ROOT, DraftTree, ancestors, check_tree, is_node, siblings
-from jax_sa.sampling import Sampling, check_sampling, distribution, spread
+from jax_sa.sampling import Sampling, check_sampling, distribution, draw, spread
 from jax_sa.verify import (
     Accepted,
     check_logits,
@@ -102,7 +102,7 @@ def accept_tree_sampled(
     num_places, vocabulary = logits.shape
     place = places(first, max_nodes, num_places)
     target = distribution(logits, spread(sampling, row_of_place(first, tree, num_places)))
-    confirm_key, draw_key = jax.random.split(key)
+    uniform, noise = draw(key, rows, max_nodes, vocabulary)
 
     # A uniform number for each place says which child's token is drawn there, if any: the children
     # share [0, 1) in their order, each as much of it as its probability. It is that of the place's
@@ -115,7 +115,6 @@ def accept_tree_sampled(
     same_parent = siblings(tree)
     before = same_parent & jnp.tri(max_nodes, k=-1, dtype=bool)[None]
     low = jnp.sum(jnp.where(before, probability[:, None], 0.0), axis=-1)
-    uniform = jax.random.uniform(confirm_key, (rows, max_nodes), jnp.float32)
     chance = jnp.take_along_axis(uniform, jnp.argmax(same_parent, axis=-1), axis=1)
     path, length = _path(tree, (chance >= low) & (chance < low + probability))
 
@@ -124,7 +123,7 @@ def accept_tree_sampled(
     refused = jnp.where((tree.parents == last - 1) & is_node(tree), tree.tokens, -1)
     here = jnp.take_along_axis(place, last, axis=1)[:, 0]
     scores = target.at(here).scores(logits[here])
-    own = jax.random.categorical(draw_key, _without(scores, refused)).astype(jnp.int32)
+    own = jnp.argmax(_without(scores, refused) + noise, axis=-1).astype(jnp.int32)
     position = jnp.arange(1 + max_nodes, dtype=jnp.int32)[None]
     # Place j + 1 of the path holds the token that was drawn at place j.
     drawn = jnp.take_along_axis(tree.tokens, jnp.maximum(path[:, 1:] - 1, 0), axis=1)
