@@ -14,7 +14,7 @@ import pkgutil
 # In a checkout, Python finds this folder before the installed package, which has the handlers.
 __path__ = pkgutil.extend_path(__path__, __name__)
 
-from jax_sa import _serialization, _targets
+from jax_sa import _serialization, _source_lines, _targets
 from jax_sa import cache_schema as cache_schema
 from jax_sa._insert import insert as insert
 from jax_sa.adapters import KVCache as KVCache
@@ -93,5 +93,6 @@ from jax_sa.verify import merge_drafts as merge_drafts
 from jax_sa.verify_tree import accept_tree_greedy as accept_tree_greedy
 from jax_sa.verify_tree import accept_tree_sampled as accept_tree_sampled
 
+_source_lines.leave_out(__path__)
 _serialization.register()
 _targets.platforms()

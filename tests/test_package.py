@@ -67,6 +67,13 @@ def test_installed_from_elsewhere():
     assert pathlib.Path(jax_sa.__file__).parents[1] != pathlib.Path(__file__).parents[1]
 
 
+def test_xla_is_told_of_no_line_of_the_package():
+    lowered = jax.jit(lambda: jax_sa.lookup(jax_sa.init(1, 8), max_draft=2)).lower()
+    text = lowered.as_text(debug_info=True)
+    assert __file__ in text
+    assert str(pathlib.Path(jax_sa.__file__).parent) not in text
+
+
 def test_works_from_within_the_checkout():
     """There, `python -m` finds the checkout's folder first, which has no handlers."""
     checkout = pathlib.Path(__file__).parents[1]
