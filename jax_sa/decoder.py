@@ -52,7 +52,7 @@ from jax_sa.neural_drafter import (
 from jax_sa.pool import Pool, check_pool
 from jax_sa.prompts import as_int32, read_prompts, to_lists
 from jax_sa.row_room import from_last_token, move_back, tokens_again
-from jax_sa.sampling import Sampling, check_sampling
+from jax_sa.sampling import Sampling, check_sampling, of_first_step, of_next_step
 from jax_sa.state import AnyState, State, check_state
 from jax_sa.tree_block import tree_block
 from jax_sa.verify import (
@@ -106,7 +106,7 @@ class Generation:
     state: AnyState | None
     """The automata, of prompts and new tokens; None: no automata."""
     sampling: Sampling | None
-    """How tokens are drawn; None: greedily."""
+    """How tokens are drawn, with the next step's key; None: greedily."""
 
     @property
     def calls(self) -> jax.Array:
@@ -494,8 +494,7 @@ class Decoder(DraftOptions):
             drafter_loss=no_loss,
             cache=cache,
             state=state,
-            # A copy, because a generation is donated, and the key is the caller's.
-            sampling=jax.tree.map(jnp.copy, request.sampling),
+            sampling=request.sampling and of_first_step(request.sampling),
         )
 
     def step(
@@ -537,8 +536,7 @@ class Decoder(DraftOptions):
     ) -> tuple[Generation, Accepted]:
         sampling, key = generation.sampling, None
         if sampling is not None:
-            next_key, key = jax.random.split(sampling.key)
-            sampling = dataclasses.replace(sampling, key=next_key)
+            sampling, key = of_next_step(sampling), sampling.key
         drafts, max_new_tokens = generation.state is not None, generation.tokens.shape[1]
         costs = self._costs(costs, generation.lengths.size, drafts)
         weighed, use_drafter = None, None

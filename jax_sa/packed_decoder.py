@@ -65,7 +65,7 @@ from jax_sa.packed_rows import (
 from jax_sa.packing import pack
 from jax_sa.pool import Pool, check_pool
 from jax_sa.prompts import known
-from jax_sa.sampling import Sampling, check_sampling, spread
+from jax_sa.sampling import Sampling, check_sampling, of_next_step, spread
 from jax_sa.seqlens import expand_seqlens
 from jax_sa.state import AnyState, check_state
 from jax_sa.tree_block import packed_tree_block
@@ -546,8 +546,7 @@ class PackedDecoder(DraftOptions):
         """A step in the planned one of several blocks, or in the only one."""
         sampling, key = rows.sampling, None
         if sampling is not None:
-            next_key, key = jax.random.split(sampling.key)
-            sampling = dataclasses.replace(sampling, key=next_key)
+            sampling, key = of_next_step(sampling), sampling.key
         branches = [
             functools.partial(self._run_block, block, params, rows, plan, key) for block in blocks
         ]

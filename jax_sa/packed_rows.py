@@ -21,7 +21,7 @@ from jax_sa.followers import NO_FOLLOWER, Followers, note_followers
 from jax_sa.packed_blocks import Block
 from jax_sa.pool import Pool
 from jax_sa.pool_insert import insert_slots
-from jax_sa.sampling import Sampling
+from jax_sa.sampling import Sampling, of_first_step
 from jax_sa.state import AnyState
 from jax_sa.verify import Accepted, cut_at_stop, last_token
 
@@ -51,7 +51,8 @@ class Rows:
     state: AnyState | None
     """The automata, of prompts and new tokens; None: no drafts."""
     sampling: Sampling | None
-    """How tokens are drawn, with one number for all or N of them; None: greedily."""
+    """How tokens are drawn, with one number for all or N of them, and the next step's key; None:
+    greedily."""
     pool: Pool | None
     """The texts of requests that ended, to draft from; None: no pool."""
     followers: Followers | None
@@ -200,7 +201,7 @@ def idle_rows(
     if groups is None and (pool is not None or followers is not None):
         groups = jnp.zeros_like(prompts[:, 0])
     # Copies, because the rows are donated from step to step, and these are the caller's.
-    prompts, sampling, groups = jax.tree.map(jnp.copy, (prompts, sampling, groups))
+    prompts, groups = jax.tree.map(jnp.copy, (prompts, groups))
     return Rows(
         prompts=prompts,
         numbers=jnp.stack(numbers, axis=1),
@@ -208,7 +209,7 @@ def idle_rows(
         record=budget.init_record(none),
         cache=cache,
         state=state,
-        sampling=sampling,
+        sampling=sampling and of_first_step(sampling),
         pool=pool,
         followers=followers,
         groups=groups,

@@ -78,6 +78,33 @@ def _check_top_p(value: Any) -> float:
     return float(value)
 
 
+def of_first_step(sampling: Sampling) -> Sampling:
+    """The sampling of a generation's first step, in arrays of its own.
+
+    Its key is a hash of the caller's: seeds that follow each other, as those of steps do, must not
+    give two generations some keys in common.
+    """
+    (key,) = jax.random.split(sampling.key, 1)
+    return dataclasses.replace(jax.tree.map(jnp.copy, sampling), key=key)
+
+
+def of_next_step(sampling: Sampling) -> Sampling:
+    """The sampling of the step after: its key's number is one more.
+
+    A hash of the key, as `jax.random.split` makes it, is hundreds of operations to compile in each
+    block. Keys that differ by one are as good as any others for JAX's generators, which are made
+    for that (Salmon et al. 2011).
+    """
+    is_typed = jnp.issubdtype(sampling.key.dtype, jax.dtypes.prng_key)
+    data = jax.random.key_data(sampling.key) if is_typed else sampling.key
+    more = np.zeros(data.shape[-1], np.uint32)
+    more[-1] = 1
+    key = data + more
+    if is_typed:
+        key = jax.random.wrap_key_data(key, impl=jax.random.key_impl(sampling.key))
+    return dataclasses.replace(sampling, key=key)
+
+
 def spread(sampling: Sampling, row: jax.Array) -> Sampling:
     """The sampling of each place: `row` int32[T] holds the row that a place belongs to."""
     return _of_places(
