@@ -13,8 +13,8 @@ from typing import TypeVar
 import jax
 
 WIDTHS = (2, 4, 8, 16, 33)
-"""Tokens a row, on average, of steps with drafts that read no prompt. More won nothing on recorded
-texts."""
+"""Tokens a row, on average, of steps with drafts that read no prompt, about. More won nothing on
+recorded texts."""
 
 MAX_DRAFTED = 512
 """Drafted tokens that any of these steps verifies at most."""

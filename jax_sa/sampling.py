@@ -79,12 +79,13 @@ def _check_top_p(value: Any) -> float:
 
 
 def of_first_step(sampling: Sampling) -> Sampling:
-    """The sampling of a generation's first step, in arrays of its own.
+    """The sampling of a generation's first step, in arrays of its own, with a typed key.
 
     Its key is a hash of the caller's: seeds that follow each other, as those of steps do, must not
     give two generations some keys in common.
     """
     (key,) = jax.random.split(sampling.key, 1)
+    key = jax.random.wrap_key_data(jax.random.key_data(key), impl=jax.random.key_impl(key))
     return dataclasses.replace(jax.tree.map(jnp.copy, sampling), key=key)
 
 
@@ -95,13 +96,10 @@ def of_next_step(sampling: Sampling) -> Sampling:
     block. Keys that differ by one are as good as any others for JAX's generators, which are made
     for that (Salmon et al. 2011).
     """
-    is_typed = jnp.issubdtype(sampling.key.dtype, jax.dtypes.prng_key)
-    data = jax.random.key_data(sampling.key) if is_typed else sampling.key
+    data = jax.random.key_data(sampling.key)
     more = np.zeros(data.shape[-1], np.uint32)
     more[-1] = 1
-    key = data + more
-    if is_typed:
-        key = jax.random.wrap_key_data(key, impl=jax.random.key_impl(sampling.key))
+    key = jax.random.wrap_key_data(data + more, impl=jax.random.key_impl(sampling.key))
     return dataclasses.replace(sampling, key=key)
 
 
