@@ -348,10 +348,8 @@ class PackedDecoder(DraftOptions):
         blocks = self._blocks(work.rows)
 
         def look_ahead(work: Work, ended: jax.Array) -> tuple[jax.Array, _Course]:
-            goes_on, gives = outlook(work, queue, last, ended)
-            plan = plan_step(work.rows, blocks, costs)
-            stage = jnp.where(gives, len(blocks), plan.block)
-            return jnp.where(goes_on, stage, len(blocks) + 1), _Course(work, ended, plan)
+            stage, plan = self._next_stage(queue, work, ended, costs, last)
+            return stage, _Course(work, ended, plan)
 
         def run_step(block: Block, course: _Course) -> tuple[jax.Array, _Course]:
             work = course.work
@@ -365,6 +363,25 @@ class PackedDecoder(DraftOptions):
         steps = [functools.partial(run_step, block) for block in blocks]
         first, course = look_ahead(work, jnp.ones_like(work.rows.idle))
         return run_stages([*steps, give_prompts], first, course).work
+
+    @functools.partial(jax.jit, static_argnames="self")  # so that it is traced once for all stages
+    def _next_stage(
+        self, queue: Queue, work: Work, ended: jax.Array, costs: jax.Array, last: jax.Array
+    ) -> tuple[jax.Array, Plan]:
+        """int32[] the number of the next stage of `_run`; the plan of the next step.
+
+        Args:
+          queue: of the prompts.
+          work: as it is now.
+          ended: bool[B] as in `_Course`.
+          costs: float32[W].
+          last: int32[] calls of the model at most.
+        """
+        blocks = self._blocks(work.rows)
+        goes_on, gives = outlook(work, queue, last, ended)
+        plan = plan_step(work.rows, blocks, costs)
+        stage = jnp.where(gives, len(blocks), plan.block)
+        return jnp.where(goes_on, stage, len(blocks) + 1), plan
 
     def calibrate(
         self,
@@ -552,12 +569,23 @@ class PackedDecoder(DraftOptions):
         ]
         step, changed = run_branch(plan.block, branches, changed_by_block(rows))
         after = dataclasses.replace(rows, sampling=sampling, **changed)
+        return dataclasses.replace(after, **self._append(rows, after, step)), step
+
+    @functools.partial(jax.jit, static_argnames="self")  # so that it is traced once for all blocks
+    def _append(self, rows: Rows, after: Rows, step: Step) -> dict[str, Any]:
+        """The fields of the rows that change when the tokens of a step are appended to the texts.
+
+        Args:
+          rows: before the step.
+          after: after its block.
+          step: what it emitted.
+        """
         state, draft = self._draft(after, step)
         pool = rows.pool
         if self.inserts != "nothing":
             responses_only = self.inserts == "response"
             pool = insert_texts(rows, state, step.finished, responses_only=responses_only)
-        return dataclasses.replace(after, state=state, draft=draft, pool=pool), step
+        return {"state": state, "draft": draft, "pool": pool}
 
     def _blocks(self, rows: Rows) -> list[Block]:
         (count,) = rows.prompt_lengths.shape
