@@ -1,7 +1,7 @@
 """The blocks that a packed decoder compiles: how many tokens a step may have.
 
-A step runs in the shortest compiled block that does for it. Each block takes time to compile, and
-on a GPU adds to every step's time, since the graph of a step holds them all: so there are few.
+A step runs in the shortest compiled block that does for it. Each block takes time to compile, on a
+GPU a second or two: so there are few.
 
 Letters: B rows.
 """
@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import jax
 
-WIDTHS = (2, 4, 8, 16, 33)
+WIDTHS, WIDTHS_ON_CPU = (2, 4, 16, 33), (2, 4, 8, 16, 33)
 """Tokens a row, on average, of steps with drafts that read no prompt, about. More won nothing on
-recorded texts."""
+recorded texts. On a CPU, a place that is left takes as long as one that is used."""
 
 MAX_DRAFTED = 512
 """Drafted tokens that any of these steps verifies at most."""
@@ -23,8 +23,7 @@ READING_WIDTH = 3.0
 """Tokens a row, on average, beside the prompt tokens of a step that reads prompts."""
 
 CHUNKS, CHUNKS_ON_CPU = (128,), (128, 384)
-"""Prompt tokens for which the shorter blocks of steps that read prompts have room. On a CPU, a
-place that is left takes as long as one that is used."""
+"""Prompt tokens for which the shorter blocks of steps that read prompts have room."""
 
 TILE = 64
 """Tokens that an accelerator multiplies with a matrix at once: those of a tile that is not full
@@ -56,7 +55,8 @@ def step_widths(rows: int, drafted: int, budget: int) -> tuple[int, ...]:
       budget: places of a block, at least B.
     """
     most = min(rows * (1 + drafted), rows + MAX_DRAFTED, budget)
-    wider = {min(_fill(rows * factor), most) for factor in WIDTHS}
+    factors = WIDTHS_ON_CPU if _counts_each_token() else WIDTHS
+    wider = {min(_fill(rows * factor), most) for factor in factors}
     return rows, *_worthwhile(sorted(wider - {rows}), lambda width: width)
 
 

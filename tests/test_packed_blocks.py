@@ -67,8 +67,8 @@ def test_an_accelerator_has_few_blocks(monkeypatch):
     assert decoder.widths(2) == (2, 64)
     assert decoder.widths(8) == (8, 64, 128, 264)
     assert decoder.widths(8, drafts=False) == (8,)
-    assert decoder.widths(32) == (32, 64, 128, 256, 512)
+    assert decoder.widths(32) == (32, 64, 128, 512)
     assert decoder.widths(128) == (128, 256, 512)
     # Of the two that read up to 128 prompt tokens, that with room for drafts has a tile more.
-    reading = packed_blocks.make_blocks(32, decoder.widths(32), decoder.budget)[5:]
+    reading = packed_blocks.make_blocks(32, decoder.widths(32), decoder.budget)[4:]
     assert [(b.total, b.judged) for b in reading] == [(256, 96), (1024, 96)]
