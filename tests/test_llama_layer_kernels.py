@@ -110,9 +110,9 @@ def test_the_kernels_on_a_gpu(total):
 
 
 @pytest.mark.parametrize("is_embedding", [True, False])
-@pytest.mark.parametrize("total", [1, 7, 64])
-def test_the_head(total, is_embedding):
-    x, head = blocks.draw(1, total, HIDDEN), blocks.draw(2, HIDDEN, 80)
+@pytest.mark.parametrize(("total", "outputs"), [(1, 80), (7, 80), (64, 80), (65, 128), (128, 256)])
+def test_the_head(total, outputs, is_embedding):
+    x, head = blocks.draw(1, total, HIDDEN), blocks.draw(2, HIDDEN, outputs)
     with jax.default_matmul_precision("highest"):
         wanted = x @ head
     head = head.T if is_embedding else head
@@ -121,7 +121,7 @@ def test_the_head(total, is_embedding):
 
 
 @pytest.mark.parametrize("is_embedding", [True, False])
-@pytest.mark.parametrize("total", [1, 33, 64])
+@pytest.mark.parametrize("total", [1, 33, 64, 96, 128])
 def test_the_head_on_a_gpu(total, is_embedding):
     if jax.default_backend() != "gpu":
         unavailable("there is no GPU")
@@ -145,8 +145,16 @@ def test_where_they_are_possible():
     assert not layer_kernels.is_possible(make_layers(config, jnp.float32), 1, HEAD_DIM)
     narrow = make_layers(dataclasses.replace(config, intermediate_size=168), jnp.bfloat16)
     assert not layer_kernels.is_possible(narrow, 1, HEAD_DIM)
-    head = jnp.zeros((HIDDEN, 80), jnp.bfloat16)
-    assert layer_kernels.can_unembed(head, layer_kernels.TOKENS)
-    assert not layer_kernels.can_unembed(head, layer_kernels.TOKENS + 1)
-    assert not layer_kernels.can_unembed(head[:, 1:], 1)
-    assert not layer_kernels.can_unembed(head.astype(jnp.float32), 1)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "most"), [(80, layer_kernels.TOKENS), (256, layer_kernels.HEAD_TILE)]
+)
+def test_where_the_head_is_possible(outputs, most):
+    head = jnp.zeros((HIDDEN, outputs), jnp.bfloat16)
+    for is_embedding, array in ((False, head), (True, head.T)):
+        can_unembed = functools.partial(layer_kernels.can_unembed, is_embedding=is_embedding)
+        assert can_unembed(array, most)
+        assert not can_unembed(array, most + 1)
+        assert not can_unembed(array[1:, 1:], 1)
+        assert not can_unembed(array.astype(jnp.float32), 1)

@@ -15,6 +15,7 @@ Letters: T tokens, L layers, D hidden size, G key/value heads, R query heads of 
 I inner size of the MLP, N pages, S tokens of a page; M tokens of a tile, C columns, K inputs.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,9 @@ STAGES = 8
 """Chunks that are on their way at the same time at most."""
 HEAD_STAGES = 2
 """Of the head: with few, several programs share a multiprocessor, and wait in turns."""
+HEAD_TILE = 128
+"""Tokens and outputs of the head's tiles for more than `TOKENS` tokens: its weights are most of a
+step's, and so they are read once for all tokens."""
 SHARED_BYTES = 96 * 1024
 """What these may take of a multiprocessor's memory: every GPU from 2018 on has so much."""
 
@@ -86,22 +90,10 @@ def through_layers(
       interpret: whether to compute it without a GPU, slowly.
     """
     ((keys,), (values,)) = memory
-
-    # Functions of their own under jit, so that each is traced and lowered once for all layers.
-    @jax.jit
-    def add(x, parts, weight, layer):
-        return normalise(x, parts, weight, layer, eps, interpret=interpret)
-
-    @jax.jit
-    def step(x, normed, keys, values, layer):
-        q, keys, values = project_heads(
-            normed, layers["qkv"], layer, rotation, block, keys, values, interpret=interpret
-        )
-        seen = attention_kernel.paged_attention(q, keys, values, layer, block, interpret=interpret)
-        parts = multiply(seen.reshape(x.shape[0], -1), layers["o"], layer, interpret=interpret)
-        x, normed = add(x, parts, layers["mlp_norm"], layer)
-        gated = gate(normed, layers["gate_up"], layer, interpret=interpret)
-        return x, multiply(gated, layers["down"], layer, interpret=interpret), keys, values
+    # Functions under jit are traced and lowered once for all layers, and for all blocks of as many
+    # tokens.
+    add = functools.partial(normalise, eps=eps, interpret=interpret)
+    step = functools.partial(_step, layers, rotation, block, eps=eps, interpret=interpret)
 
     first, *others = (jnp.asarray(i, jnp.int32) for i in range(layers["o"].shape[0]))
     x, normed = add(x, jnp.zeros((0, *x.shape), jnp.float32), layers["attention_norm"], first)
@@ -114,14 +106,45 @@ def through_layers(
     return normed, ((keys,), (values,))
 
 
-def can_unembed(head: jax.Array, tokens: int) -> bool:
-    """Whether `unembed` can have this head, [V, D] or [D, V], and so many tokens.
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+def _step(
+    layers: dict[str, jax.Array],
+    rotation: tuple[jax.Array, jax.Array],
+    block: Block,
+    x: jax.Array,
+    normed: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    layer: jax.Array,
+    *,
+    eps: float,
+    interpret: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """A layer: states x [T, D], `normed` for it, to those before the product of its MLP is added.
+
+    Returns:
+      The states; the parts of that product, float32[P, T, D]; keys and values.
+    """
+    q, keys, values = project_heads(
+        normed, layers["qkv"], layer, rotation, block, keys, values, interpret=interpret
+    )
+    seen = attention_kernel.paged_attention(q, keys, values, layer, block, interpret=interpret)
+    parts = multiply(seen.reshape(x.shape[0], -1), layers["o"], layer, interpret=interpret)
+    x, normed = normalise(x, parts, layers["mlp_norm"], layer, eps=eps, interpret=interpret)
+    gated = gate(normed, layers["gate_up"], layer, interpret=interpret)
+    return x, multiply(gated, layers["down"], layer, interpret=interpret), keys, values
+
+
+def can_unembed(head: jax.Array, tokens: int, *, is_embedding: bool) -> bool:
+    """Whether `unembed` can have this head, and so many tokens.
 
     For up to a tile of tokens it is about as fast as what XLA chooses by trying many, for each
     number of tokens again, while the program compiles.
     """
     is_tiled = all(size % COLUMNS[-1] == 0 for size in head.shape)
-    return is_tiled and head.dtype == jnp.bfloat16 and tokens <= TOKENS
+    can_be_wide = _outputs(head, is_embedding) % HEAD_TILE == 0
+    most = HEAD_TILE if can_be_wide else TOKENS
+    return is_tiled and head.dtype == jnp.bfloat16 and tokens <= most
 
 
 def unembed(
@@ -135,28 +158,36 @@ def unembed(
       is_embedding: whether the head is the embedding of the tokens.
       interpret: whether to compute it without a GPU, slowly.
     """
-    total, outputs = x.shape[0], head.shape[0 if is_embedding else 1]
-    columns = _columns(total, outputs)
+    total, outputs = x.shape[0], _outputs(head, is_embedding)
+    tokens, columns = TOKENS, _columns(total, outputs)
+    if total > TOKENS:
+        tokens = columns = HEAD_TILE
 
     def head_kernel(x_ref, head_ref, out_ref):
-        token, column = _token(), _column(columns)[None]
+        token, column = _token(tokens), _column(columns)[None]
         places = [lambda row: (column, row) if is_embedding else (row, column)]
         (product,) = _products(x_ref, head_ref, places, token, columns)
         triton.store(out_ref.at[token[:, None], column], product, mask=(token < total)[:, None])
 
     out = jax.ShapeDtypeStruct((total, outputs), jnp.float32)
-    grid, chunk = (pl.cdiv(total, TOKENS), outputs // columns), INPUTS * (TOKENS + columns)
+    grid, chunk = (pl.cdiv(total, tokens), outputs // columns), INPUTS * (tokens + columns)
     call = _call(head_kernel, grid, [out], interpret, chunk=chunk, most_stages=HEAD_STAGES)
     return call(x, head)[0]
 
 
+def _outputs(head: jax.Array, is_embedding: bool) -> int:
+    """V, of a head as `unembed` takes it."""
+    return head.shape[0 if is_embedding else 1]
+
+
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
 def normalise(
     x: jax.Array,
     parts: jax.Array,
     weight: jax.Array,
     layer: jax.Array,
-    eps: float,
     *,
+    eps: float,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """States x [T, D] plus the parts float32[P, T, D] of a product; and these normalised.
@@ -365,13 +396,13 @@ def _call(
     )
 
 
-def _token() -> jax.Array:
+def _token(tokens: int = TOKENS) -> jax.Array:
     """int32[M] the tokens of a program.
 
     Those that there are not are neither read nor stored. No two are the same: of two stores to one
     place, one of them masked, either could remain.
     """
-    return pl.program_id(0) * TOKENS + jnp.arange(TOKENS, dtype=jnp.int32)
+    return pl.program_id(0) * tokens + jnp.arange(tokens, dtype=jnp.int32)
 
 
 def _programs(total: int, tiles: int) -> int:

@@ -263,7 +263,7 @@ def unembed(config: Config, params: dict[str, Any], x: jax.Array, mesh: Mesh | N
     head = params["embed" if is_embedding else "head"]
     flat = x.reshape(-1, x.shape[-1])
     kernels = _kernels(config, mesh)
-    if kernels and kernels.can_unembed(head, flat.shape[0]):
+    if kernels and kernels.can_unembed(head, flat.shape[0], is_embedding=is_embedding):
         logits = kernels.unembed(flat, head, is_embedding=is_embedding)
         return logits.reshape(*x.shape[:-1], -1)
     return jnp.matmul(x, head.T if is_embedding else head, preferred_element_type=jnp.float32)
