@@ -176,6 +176,11 @@ def expected_tokens(survival: jax.Array, verified: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(verified, survival[None], 0.0), axis=2)
 
 
+def tokens_per_cost(tokens: jax.Array | float, costs: jax.Array) -> jax.Array:
+    """float32[...] tokens by costs; 0 where a cost is not above 0, or is infinite or NaN."""
+    return jnp.where(costs > 0.0, tokens / costs, 0.0)
+
+
 def best_width(tokens: jax.Array, costs: jax.Array) -> jax.Array:
     """int32[] the width with the most tokens per cost: the narrowest unless it is beaten by far.
 
@@ -184,7 +189,7 @@ def best_width(tokens: jax.Array, costs: jax.Array) -> jax.Array:
       costs: float32[W] of such a step. A width whose cost is not above 0, or is infinite or NaN,
         is worth nothing.
     """
-    worth = jnp.where(costs > 0.0, tokens / costs, 0.0)
+    worth = tokens_per_cost(tokens, costs)
     best, index = (1.0 + MARGIN) * worth[0], jnp.zeros_like(worth[0], jnp.int32)
     for width in range(1, worth.size):  # in one kernel on a GPU, with what comes after
         is_better = worth[width] > best
