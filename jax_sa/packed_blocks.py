@@ -22,6 +22,10 @@ MAX_DRAFTED = 512
 READING_WIDTH = 3.0
 """Tokens a row, on average, beside the prompt tokens of a step that reads prompts."""
 
+MAX_DRAFTED_READING = 128
+"""Drafted tokens that a step verifies at most while it reads prompts. Of a large batch some row
+reads at every sixth step or so, and each place whose logits are read takes time, used or not."""
+
 CHUNKS, CHUNKS_ON_CPU = (128,), (128, 384)
 """Prompt tokens for which the shorter blocks of steps that read prompts have room."""
 
@@ -72,7 +76,8 @@ def make_blocks(rows: int, widths: tuple[int, ...], budget: int) -> list[Block]:
       budget: places of a block.
     """
     # A single row that reads its prompt leaves none that could have a draft.
-    judged = min(int(READING_WIDTH * rows), widths[-1]) if rows > 1 else rows
+    judged = min(int(READING_WIDTH * rows), rows + MAX_DRAFTED_READING, widths[-1])
+    judged = judged if rows > 1 else rows
     chunks = CHUNKS_ON_CPU if _counts_each_token() else CHUNKS
     sizes = [(rows + chunks[0], rows), *((judged + chunk, judged) for chunk in chunks)]
     reading = [
