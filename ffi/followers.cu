@@ -67,12 +67,13 @@ __global__ void __launch_bounds__(kThreads) note(const __grid_constant__ NoteFol
     if (thread == 0) entry[rank] = token;
     __syncthreads();
     const int owner = found == 0 ? 0 : token % kThreads;
-    if (warp != owner / kLanes) continue;
-    uint64_t next = __shfl_sync(kAllLanes, spare, owner % kLanes);
-    if (next == 0) next = largest_below(found, logits, vocabulary, owner, lane);
-    if (thread == owner) own = next, spare = 0;
-    const uint64_t again = largest_in_warp(own);
-    if (lane == 0) of_warps[warp] = again;
+    if (warp == owner / kLanes) {
+      uint64_t next = __shfl_sync(kAllLanes, spare, owner % kLanes);
+      if (next == 0) next = largest_below(found, logits, vocabulary, owner, lane);
+      if (thread == owner) own = next, spare = 0;
+      const uint64_t again = largest_in_warp(own);
+      if (lane == 0) of_warps[warp] = again;
+    }
   }
 }
 
