@@ -21,7 +21,7 @@ from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_bool, check_
 from jax_sa._explicit import follow_rows
 from jax_sa._options import DraftOptions, normalise
 from jax_sa._same_code import warn_if_written_anew
-from jax_sa._shard_map import vary, vary_like, varying_axes
+from jax_sa._shard_map import vary, varying_axes
 from jax_sa.automaton import DRAFT_FILL, Draft, extend, extend_lookup, lookup_after, reset
 from jax_sa.calibration import CALIBRATION_TOKENS, Calibration, measure_costs, measure_more
 from jax_sa.draft_tree import (
@@ -46,6 +46,8 @@ from jax_sa.neural_drafter import (
     NeuralDrafter,
     StepCosts,
     check_drafter,
+    read_with,
+    run_if,
     update_loss,
     weigh,
 )
@@ -463,18 +465,21 @@ class Decoder(DraftOptions):
         before = jnp.maximum(prompt_lengths - 1, 0)
         last = jnp.take_along_axis(prompts, before[:, None], axis=1)[:, 0]
 
-        # No logits are used, so none are computed: of a long prompt they would fill the memory.
-        _, cache = self._read(params, prompts, cache, cache.length)
-        cache = _advance(cache, before)
+        def read(cache: Any) -> Any:
+            # No logits are used, so none are computed: of a long prompt they would fill the memory.
+            _, cache = self._read(params, prompts, cache, cache.length)
+            return _advance(cache, before)
+
         neural, use_drafter = None, None
-        if self.drafter is not None:
+        if self.drafter is None:
+            cache = read(cache)
+        else:
             drafts = state is not None
             costs = self._costs(costs, none.size, drafts)
             use_drafter = self._weigh(costs, drafts, request.max_new_tokens).can_pay
             use_drafter = vary(use_drafter, varying_axes(none))
             prefill = functools.partial(self.drafter.prefill, params, prompts, before, last)
-            cache = vary_like(cache, jax.eval_shape(prefill, cache)[1])
-            neural, cache = self._run_drafter(use_drafter, prefill, none, cache)
+            neural, cache = read_with(self.drafter, use_drafter, read, prefill, none, cache)
         left = jnp.where(finished, 0, limits)
         state, draft, _ = self._draft(
             *(state, prompts, prompt_lengths, neural, use_drafter, left), pool=pool, groups=groups
@@ -625,7 +630,7 @@ class Decoder(DraftOptions):
         cache, neural = _advance(cache, emitted.length), None
         if self.drafter is not None:
             draft_next = functools.partial(self.drafter.draft, params, emitted)
-            neural, cache = self._run_drafter(use_drafter, draft_next, emitted.length, cache)
+            neural, cache = run_if(self.drafter, use_drafter, draft_next, emitted.length, cache)
         longest = draft.tokens.shape[1]
         padding = ((0, 0), (0, longest - width))
         padded = jnp.pad(emitted.tokens, padding, constant_values=DRAFT_FILL)
@@ -711,20 +716,6 @@ class Decoder(DraftOptions):
 
     def _weigh(self, costs: jax.Array, drafts: bool, max_new_tokens: int) -> StepCosts:
         return weigh(costs, self.widths(drafts=drafts), self.drafter.max_draft, max_new_tokens)
-
-    def _run_drafter(
-        self, runs: jax.Array, draft: Callable[[Any], tuple], like: jax.Array, cache: Any
-    ) -> tuple[jax.Array, Any]:
-        """What `draft(cache)` gives, or `NO_TOKEN`s for as many rows as int32[B] `like` has."""
-        shape = like.size, self.drafter.max_draft
-        none = jnp.broadcast_to(jnp.full_like(like, NO_TOKEN)[:, None], shape)
-
-        def checked(cache: Any) -> tuple[jax.Array, Any]:
-            tokens, cache = draft(cache)
-            check_array("drafter's tokens", tokens, jnp.int32, shape)
-            return tokens, cache
-
-        return run_branch(runs.astype(jnp.int32), (lambda cache: (none, cache), checked), cache)
 
     @follow_rows((False, True))
     def _choose(self, generation: Generation, costs: jax.Array) -> tuple[jax.Array, Draft]:

@@ -3,6 +3,7 @@
 Letters: B rows, P prompt tokens, M tokens of a neural draft, W widths.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_sa import budget
-from jax_sa._checks import check_int
+from jax_sa._branches import run_branch
+from jax_sa._checks import check_array, check_int
+from jax_sa._shard_map import vary_like
+from jax_sa.draft_tree import NO_TOKEN
 
 BEST_CHANCE = 0.9
 """A neural drafter's token holds with no better chance, if all before it do: of DeepSeek-V3's
@@ -42,6 +46,10 @@ class NeuralDrafter(NamedTuple):
     the width of the block, whose last token the model has not read."""
     max_draft: int
     """M."""
+    memory: tuple[str, ...] = ()
+    """Fields of the model's cache that only the drafter reads, such as hidden states. Where it does
+    not run, the reading of the prompts leaves them as they are, and nothing is computed for them.
+    """
 
 
 class StepCosts(NamedTuple):
@@ -60,6 +68,9 @@ def check_drafter(drafter: Any) -> NeuralDrafter:
     if not isinstance(drafter, NeuralDrafter):
         expected = "a jax_sa.NeuralDrafter"
         raise TypeError(f"drafter: expected {expected}, got {type(drafter).__name__}")
+    memory = drafter.memory
+    if not isinstance(memory, tuple) or not all(isinstance(name, str) for name in memory):
+        raise TypeError(f"drafter.memory: expected a tuple of names, got {memory!r}")
     return drafter._replace(max_draft=check_int("drafter.max_draft", drafter.max_draft, 1))
 
 
@@ -99,3 +110,61 @@ def update_loss(loss: jax.Array, running: jax.Array, alone: jax.Array) -> jax.Ar
     """
     lost = jnp.where(alone > 0.0, 1.0 - running / alone, -1.0)
     return jnp.maximum(loss + lost, 0.0)
+
+
+def read_with(
+    drafter: NeuralDrafter,
+    runs: jax.Array,
+    read: Callable[[Any], Any],
+    prefill: Callable[[Any], tuple[jax.Array, Any]],
+    like: jax.Array,
+    cache: Any,
+) -> tuple[jax.Array, Any]:
+    """What the drafter's `prefill(cache)` gives after the model's `read(cache)`, as `run_if` does.
+
+    Where the drafter does not run and has memory in the cache, that is a reading without it.
+
+    Raises:
+      ValueError: the memory is no field of the cache.
+    """
+    for name in drafter.memory:
+        if not hasattr(cache, name):
+            raise ValueError(f"drafter.memory: expected fields of the cache, got {name!r}")
+
+    def read_without(cache: Any) -> Any:
+        memory = {name: getattr(cache, name) for name in drafter.memory}
+        return dataclasses.replace(read(cache), **memory)
+
+    if drafter.memory:
+        draft, otherwise = jax.jit(lambda cache: prefill(read(cache))), read_without
+    else:  # one reading for both is less to compile
+        draft, otherwise, cache = jax.jit(prefill), _leave, read(cache)
+    cache = vary_like(cache, jax.eval_shape(draft, cache)[1])
+    return run_if(drafter, runs, draft, like, cache, otherwise)
+
+
+def _leave(cache: Any) -> Any:
+    return cache
+
+
+def run_if(
+    drafter: NeuralDrafter,
+    runs: jax.Array,
+    draft: Callable[[Any], tuple[jax.Array, Any]],
+    like: jax.Array,
+    cache: Any,
+    otherwise: Callable[[Any], Any] = _leave,
+) -> tuple[jax.Array, Any]:
+    """The drafter's tokens int32[B, M] and the cache: `draft(cache)` if bool[] `runs` says so.
+
+    Otherwise `NO_TOKEN`s, for as many rows as int32[B] `like` has, and `otherwise(cache)`.
+    """
+    shape = like.size, drafter.max_draft
+    none = jnp.broadcast_to(jnp.full_like(like, NO_TOKEN)[:, None], shape)
+
+    def run(cache: Any) -> tuple[jax.Array, Any]:
+        tokens, cache = draft(cache)
+        check_array("drafter's tokens", tokens, jnp.int32, shape)
+        return tokens, cache
+
+    return run_branch(runs.astype(jnp.int32), (lambda cache: (none, otherwise(cache)), run), cache)

@@ -302,7 +302,7 @@ def test_drafts_are_verified_where_the_slowest_row_gains(lengths, limits, drafts
     assert bool(generation.drafted.any()) == drafts
 
 
-ONE_AHEAD = toy_model.drafter(1)
+ONE_AHEAD = toy_model.drafter(1)._replace(memory=())
 
 
 def run_with_drafter(drafter, with_automata, costs):
@@ -834,6 +834,16 @@ def test_the_check_sees_copies():
         ({"model": None}, TypeError, "model: expected a function, got NoneType"),
         ({"drafter": print}, TypeError, "drafter: expected a jax_sa.NeuralDrafter"),
         ({"sampling": 0.7}, TypeError, "sampling: expected a jax_sa.Sampling, got float"),
+        (
+            {"drafter": DRAFTER._replace(memory=["heard"])},
+            TypeError,
+            r"drafter.memory: expected a tuple of names, got \['heard'\]",
+        ),
+        (
+            {"drafter": DRAFTER._replace(memory=("said",))},
+            ValueError,
+            "drafter.memory: expected fields of the cache, got 'said'",
+        ),
         (
             {"drafter": DRAFTER._replace(max_draft=3)},
             ValueError,

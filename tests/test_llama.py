@@ -442,6 +442,23 @@ def test_generation_with_drafts_equals_plain_decoding(directory, automata, mtp_t
         assert int(done.drafted.sum()) > 0
 
 
+def test_without_a_drafter_no_hidden_states_of_prompts_are_computed(directory):
+    settings, params = checkpoint.load(directory, jnp.float32)
+    decoder = jax_sa.Decoder(
+        functools.partial(model.apply, settings), drafter=drafter.mtp_drafter(settings, 1)
+    )
+
+    def read(params, cache, costs):
+        prompts, lengths = jnp.asarray(families.TOKENS[:, :30]), jnp.asarray([30, 11], jnp.int32)
+        return decoder.init(params, prompts, lengths, cache, max_new_tokens=40, costs=costs)
+
+    for step, is_read in ((1.5, True), (jnp.inf, False)):
+        costs = jnp.asarray([0.0, 1.0, step, step], jnp.float32)
+        cache = jax.jit(read)(params, empty_cache(settings, mtp=True), costs).cache
+        assert bool(cache.hidden.any()) == is_read
+        assert cache.length.tolist() == [29, 10]
+
+
 def test_a_config_is_read_as_it_was_written():
     for settings in [*families.FAMILIES.values(), WITH_MTP]:
         assert config.from_hf(json.loads(json.dumps(config.to_hf(settings)))) == settings

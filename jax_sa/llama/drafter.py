@@ -30,6 +30,7 @@ def mtp_drafter(config: Config, max_draft: int) -> jax_sa.NeuralDrafter:
         prefill=functools.partial(_prefill, config, max_draft),
         draft=functools.partial(_draft, config, max_draft),
         max_draft=max_draft,
+        memory=("hidden",),
     )
 
 

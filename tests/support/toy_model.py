@@ -142,4 +142,5 @@ def drafter(max_draft):
         )
         return draft(params, cache, told(cache))
 
-    return jax_sa.NeuralDrafter(after_prompt, after_step, max_draft)
+    memory = "heard", "heard_length"
+    return jax_sa.NeuralDrafter(after_prompt, after_step, max_draft, memory)
