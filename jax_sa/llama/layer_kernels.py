@@ -46,8 +46,8 @@ STAGES = 8
 HEAD_STAGES = 2
 """Of the head: with few, several programs share a multiprocessor, and wait in turns."""
 HEAD_TILE = 128
-"""Tokens and outputs of the head's tiles for more than `TOKENS` tokens: its weights are most of a
-step's, and so they are read once for all tokens."""
+"""Tokens and outputs of the head's tiles for more than `TOKENS` tokens, so that its weights are
+read once for all of them."""
 SHARED_BYTES = 96 * 1024
 """What these may take of a multiprocessor's memory: every GPU from 2018 on has so much."""
 
