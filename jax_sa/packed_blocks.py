@@ -24,8 +24,9 @@ READING_WIDTH = 3.0
 """Tokens a row, on average, beside the prompt tokens of a step that reads prompts."""
 
 MAX_DRAFTED_READING = 128
-"""Drafted tokens that a step verifies at most while it reads prompts. Of a large batch some row
-reads at every sixth step or so, and each place whose logits are read takes time, used or not."""
+"""Drafted tokens that a step verifies at most while it reads prompts. Large batches read often: 128
+rows that write 200 tokens each, four of them at every sixth step. Each place whose logits are read
+takes time, used or not."""
 
 CHUNKS, CHUNKS_ON_CPU = (128,), (128, 384)
 """Prompt tokens for which the shorter blocks of steps that read prompts have room."""
@@ -76,9 +77,9 @@ def make_blocks(rows: int, widths: tuple[int, ...], budget: int) -> list[Block]:
       widths: as `step_widths` gives them.
       budget: places of a block.
     """
-    # A single row that reads its prompt leaves none that could have a draft.
-    judged = min(int(READING_WIDTH * rows), rows + MAX_DRAFTED_READING, widths[-1])
-    judged = judged if rows > 1 else rows
+    judged = rows
+    if rows > 1:  # a single row that reads its prompt leaves none that could have a draft
+        judged = min(int(READING_WIDTH * rows), rows + MAX_DRAFTED_READING, widths[-1])
     chunks = CHUNKS_ON_CPU if _counts_each_token() else CHUNKS
     sizes = [(rows + chunks[0], rows), *((judged + chunk, judged) for chunk in chunks)]
     reading = [
