@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_sa import budget, tree_budget
+from jax_sa import allowance, budget, tree_budget
 from jax_sa._branches import run_branch
 from jax_sa._checks import INT32_MAX, INT32_MIN, check_array, check_bool, check_int
 from jax_sa._explicit import follow_rows
@@ -100,6 +100,9 @@ class Generation:
     """The tokens that may follow it, of which the next step verifies as many as are worth it."""
     record: budget.Record
     """The failures of the row's drafts, seen and expected."""
+    allowance: jax.Array
+    """float32[] the time that drafts may still lose, in steps without drafts, before only long
+    matches are verified (`jax_sa.allowance`)."""
     drafter_loss: jax.Array | None
     """float32[] the time that the neural drafter lost of late, in steps: it runs no more once that
     is above `jax_sa.neural_drafter.PATIENCE`. None without a drafter."""
@@ -496,6 +499,7 @@ class Decoder(DraftOptions):
             last=last,
             draft=draft,
             record=budget.init_record(limits),
+            allowance=allowance.begin(jnp.max(limits)),
             drafter_loss=no_loss,
             cache=cache,
             state=state,
@@ -579,6 +583,7 @@ class Decoder(DraftOptions):
             drafted=generation.drafted + draft.length,
             accepted=generation.accepted + confirmed,
             record=record,
+            allowance=self._allow(generation, costs, index, confirmed),
             last=last_token(emitted, generation.last),
             draft=next_draft,
             cache=cache,
@@ -726,11 +731,24 @@ class Decoder(DraftOptions):
         """
         draft = generation.draft
         promised, chosen, chances = self._promise(generation, draft)
+        promised = allowance.discount(promised, costs, generation.allowance)
         index = budget.best_width(promised, costs)
         if isinstance(draft, DraftTree):
             return index, tree_budget.keep(draft, chosen[index] & (chances > 0.0))
         widths = jnp.asarray(self.widths(drafts=generation.state is not None), jnp.int32)
         return index, budget.cut_draft(draft, widths[index])
+
+    @follow_rows(False)
+    def _allow(
+        self, generation: Generation, costs: jax.Array, index: jax.Array, confirmed: jax.Array
+    ) -> jax.Array:
+        """The allowance after a step of the width `index` that confirmed int32[B] tokens."""
+        share = _share_left(generation)
+        steps = jnp.stack([share, share / (1.0 + confirmed.astype(jnp.float32))])
+        plain, done = 1.0 / _slowest(steps)
+        limit = jnp.max(generation.limits)
+        before = generation.allowance
+        return allowance.after_step(before, costs[index], costs[0], done / plain, limit)
 
     @follow_rows(False)
     def _lost(self, generation: Generation, alone: Draft, costs: StepCosts) -> jax.Array:
@@ -753,9 +771,7 @@ class Decoder(DraftOptions):
         """
         widths = jnp.asarray(self.widths(drafts=generation.state is not None), jnp.int32)
         strain = generation.record.strain()
-        left = jnp.where(generation.finished, 0, generation.limits - generation.lengths)
-        most = jnp.maximum(jnp.max(left), 1).astype(jnp.float32)
-        share = left.astype(jnp.float32) / most
+        share = _share_left(generation)
         max_new_tokens = generation.tokens.shape[1]
         if isinstance(draft, DraftTree):
             chances = tree_budget.survival(draft, strain)
@@ -767,8 +783,7 @@ class Decoder(DraftOptions):
             place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
             chosen = place[None] < widths[:, None, None]
         steps = share[None] / (1.0 + budget.expected_tokens(chances, chosen))
-        norm = jnp.sum(steps**SLOWEST_FIRST, axis=1) ** (1.0 / SLOWEST_FIRST)
-        promised = 1.0 / jnp.maximum(norm, 1e-6)
+        promised = 1.0 / _slowest(steps)
         return jnp.where(widths < max_new_tokens, promised, 0.0), chosen, chances
 
     def _draft(
@@ -940,6 +955,19 @@ def _vary_alike(
     rows = (request, cache.length, state)
     request, length, state = vary(rows, varying_axes(rows))
     return request, dataclasses.replace(cache, length=length), state
+
+
+def _share_left(generation: Generation) -> jax.Array:
+    """float32[B] the tokens that a row may still write, as a share of the most that one may."""
+    left = jnp.where(generation.finished, 0, generation.limits - generation.lengths)
+    most = jnp.maximum(jnp.max(left), 1).astype(jnp.float32)
+    return left.astype(jnp.float32) / most
+
+
+def _slowest(steps: jax.Array) -> jax.Array:
+    """float32[W] the steps that a batch needs whose rows need float32[W, B], by `SLOWEST_FIRST`."""
+    norm = jnp.sum(steps**SLOWEST_FIRST, axis=1) ** (1.0 / SLOWEST_FIRST)
+    return jnp.maximum(norm, 1e-6)
 
 
 def _advance(cache: Any, count: jax.Array) -> Any:
