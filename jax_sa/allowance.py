@@ -18,7 +18,8 @@ would be tried where the second token of a step costs as much as the first, as o
 
 BEYOND = 2.0
 """A step that might lose more than is allowed must promise so many times the tokens per cost of a
-step without drafts. Such drafts follow long matches, and hardly ever fail."""
+step without drafts, beside the margin that any step needs (`jax_sa.budget.MARGIN`). Such drafts
+follow long matches, and hardly ever fail."""
 
 
 def begin(limit: jax.Array) -> jax.Array:
